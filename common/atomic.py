@@ -1,0 +1,63 @@
+"""Writes that are either whole or absent."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import os
+from pathlib import Path
+import secrets
+import time
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def _file_mode(target: Path) -> int:
+    if target.exists():
+        return target.stat().st_mode & 0o777
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    # Windows refuses to replace a file that a reader holds open for a moment.
+    for attempt in range(5):
+        try:
+            os.replace(temporary, target)
+            return
+        except PermissionError:
+            if attempt == 4:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, on failure removed.
+
+    The temporary name keeps the suffix of `path`, so that writers that look at it choose the right format. A link at
+    `path` is followed. The folder is made when it is missing.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    name = f".{target.stem[:80]}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}{target.suffix}"
+    temporary = target.parent / name
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, _file_mode(target))
+        _replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")

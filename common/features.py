@@ -1,0 +1,88 @@
+"""The contract of a cached feature: declared by its encoder, checked by the store, obeyed by the batcher."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from common.errors import CacheError
+
+KeyPart = Literal["source", "span", "size"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a feature.
+
+    `shape` names the axes ("16 F H W"): a number is that length, `F` the latent frames of the clip, `N` its video
+    frames, `H`/`W` latent height and width, any other letter is free. `batching`: `stack` joins samples on a new
+    first axis, `list` keeps one tensor a sample (lengths differ). `span_axis`: the axis that counts video frames of
+    the whole source, to be cut to the clip's span by the batcher; None where the entry is already the clip's own.
+    """
+
+    name: str
+    shape: str
+    batching: Literal["stack", "list"] = "stack"
+    span_axis: int | None = None
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Name, version, key and tensors of one cached feature. Raise `version` when the meaning of the numbers changes."""
+
+    name: str
+    version: int
+    keyed_by: tuple[KeyPart, ...]
+    tensors: tuple[TensorSpec, ...]
+    command: str = "cache_latents.py"
+    """Script that makes it, named in messages."""
+
+    def check(self, tensors: Mapping[str, Tensor], where: str, sizes: Mapping[str, int]) -> None:
+        """Refuse tensors that are missing, unknown, of another shape, or not finite.
+
+        `sizes` gives lengths for letters of the shapes, such as ``{"F": 21, "H": 60, "W": 104}``.
+        Raises CacheError naming `where`, the feature and the tensor.
+        """
+        known = {spec.name for spec in self.tensors}
+        for name in tensors:
+            if name not in known:
+                raise CacheError(f"{where}: feature '{self.name}' has no tensor '{name}' (it has {sorted(known)}).")
+        for spec in self.tensors:
+            if spec.name not in tensors:
+                raise CacheError(f"{where}: feature '{self.name}' lacks the tensor '{spec.name}'.")
+            self._check_one(spec, tensors[spec.name], where, sizes)
+
+    def _check_one(self, spec: TensorSpec, tensor: Tensor, where: str, sizes: Mapping[str, int]) -> None:
+        axes = spec.shape.split()
+        expected = [int(axis) if axis.isdigit() else sizes.get(axis) for axis in axes]
+        fits = len(axes) == tensor.ndim and all(
+            want is None or want == got for want, got in zip(expected, tensor.shape, strict=True))
+        if not fits:
+            want_text = " ".join(f"{a}={w}" if w is not None and not a.isdigit() else a
+                                 for a, w in zip(axes, expected, strict=True))
+            raise CacheError(f"{where}: {self.name}.{spec.name} has shape {list(tensor.shape)}; expected {want_text}.")
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise CacheError(f"{where}: {self.name}.{spec.name} holds NaN or infinity. "
+                             "Look at the source file, and at the dtype of the encoder (fp16 overflows; use bf16 or fp32).")
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """What a forward pass is conditioned on; the same for a training batch and for a generation.
+
+    `features[feature][tensor]` is a stacked tensor (`B …`) or a list of B tensors, as the FeatureSpec's batching says.
+    `fps` and `frames` (video frames, 4n+1) hold for the whole batch. `given_latents` `B C F H W` and `given_mask`
+    `B 1 F H W` (1 = given, 0 = to be generated) describe clean latent frames; None when nothing is given.
+    `first_is_still` `B` bool: frame 0 is a still reference picture, so it has no sound of its own (audio.md 5.7).
+    `present[feature]` `B` bool: False where the sample lacks the feature (dropout, guidance, a clip without sound);
+    a feature that is not named there is present in every sample.
+    """
+
+    features: Mapping[str, Mapping[str, Any]]
+    frames: int
+    fps: float
+    given_latents: Tensor | None = None
+    given_mask: Tensor | None = None
+    first_is_still: Tensor | None = None
+    present: Mapping[str, Tensor] = field(default_factory=dict)

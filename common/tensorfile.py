@@ -1,0 +1,55 @@
+"""Safetensors files: atomic writes, header reading, lazy opening."""
+
+from collections.abc import Mapping
+import json
+import os
+from pathlib import Path
+import struct
+from typing import Any
+
+from torch import Tensor
+
+from common.atomic import atomic_path
+from common.errors import UserError
+
+MAX_HEADER_BYTES = 100_000_000
+
+
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write `tensors` (moved to the CPU, made contiguous) with text `metadata`; the old file stays until the new is whole."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata=dict(metadata))
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Metadata and {name: {dtype, shape, data_offsets}} of a safetensors file, without reading any tensor.
+
+    Raises UserError naming the file when it is empty, cut short or no safetensors file.
+    """
+    size = Path(path).stat().st_size
+    try:
+        with open(path, "rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            if length > min(size, MAX_HEADER_BYTES):
+                raise ValueError("header longer than the file")
+            header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}). Copy or make it again.") from error
+    if 8 + length + end != size:
+        raise UserError(f"{path}: cut short or damaged: {size} bytes, its header tells of {8 + length + end}. "
+                        "Copy or download it again.")
+    return metadata, header
+
+
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors (CPU) and the metadata of a safetensors file."""
+    from safetensors import safe_open
+
+    read_header(path)
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
