@@ -62,7 +62,8 @@ def problem(*words: str) -> str:
 
 def test_every_kind_of_value_is_read_from_the_command_line() -> None:
     settings = read("--dit", "a b.safetensors", "--task=i2v-14B", "--seed", "7", "--learning-rate", "1e-4",
-                    "--no_shuffle", "--verbose", "--video_size", "480", "832", "--network_args", "a=1", "b=2", "--kind", "double")
+                    "--no_shuffle", "--verbose", "--video_size", "480", "832",
+                    "--network_args", "a=1", "b=2", "--kind", "double")
     assert settings.dit == Path("a b.safetensors")
     assert (settings.task, settings.seed, settings.learning_rate) == ("i2v-14B", 7, 1e-4)
     assert (settings.shuffle, settings.verbose, settings.video_size) == (False, True, (480, 832))
@@ -167,5 +168,6 @@ def test_help_explains_each_flag_and_ends_the_process(capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert ended.value.code == 0
     for piece in ("General:", "Network:", "--no_shuffle", "Base weights (required)",
-                  "(default: t2v-14B); also --model_task", "--config_file TOML", "--video_size VALUE VALUE", "{plain,double}"):
+                  "(default: t2v-14B); also --model_task", "--config_file TOML",
+                  "--video_size VALUE VALUE", "{plain,double}"):
         assert piece in text, piece
