@@ -18,6 +18,12 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 SHARDS = 6
+SIZES = {
+    "t2v-1.3B": {"dim": 1536, "ffn_dim": 8960, "layers": 30, "heads": 12, "in_channels": 16, "out_channels": 16, "text_dim": 4096},
+    "t2v-14B": {"dim": 5120, "ffn_dim": 13824, "layers": 40, "heads": 40, "in_channels": 16, "out_channels": 16, "text_dim": 4096},
+    "i2v-14B": {"dim": 5120, "ffn_dim": 13824, "layers": 40, "heads": 40, "in_channels": 36, "out_channels": 16, "text_dim": 4096,
+                "has_image_branch": True, "image_dim": 1280},
+}
 
 
 def random_tensor(name: str, shape: torch.Size, dtype: torch.dtype, device: str) -> Tensor:
@@ -50,10 +56,10 @@ def write_dit(folder: Path, task: str, device: str) -> None:
     from safetensors.torch import save_file
 
     from wan.modules.dit import WanDiT
-    from wan.variants import TASKS
+    from wan.variants import Variant
 
     with torch.device("meta"):
-        model = WanDiT(TASKS[task].variant)
+        model = WanDiT(Variant(**SIZES[task]))
     index = {}
     groups = list(parts(model, SHARDS))
     for number, shapes in enumerate(groups, 1):

@@ -1,0 +1,58 @@
+"""The device that work is done on, and what it took."""
+
+import time
+
+from common.errors import ConfigError
+
+
+def pick_device(name: str | None = None) -> str:
+    """Device by name, or the best one here: this process's CUDA device, else the CPU.
+
+    ConfigError when the named device is not there.
+    """
+    import os
+
+    import torch
+
+    if name is None:
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    kind = name.split(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: torch {torch.__version__} finds no CUDA device here. Use --device cpu, or "
+                          "install the NVIDIA driver and an ordinary torch build.")
+    if kind not in ("cuda", "cpu", "mps"):
+        raise ConfigError(f"--device {name}: unknown. Use cuda, cuda:1, mps or cpu.")
+    return name
+
+
+class Meter:
+    """Seconds and peak device memory of a stretch of work."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.device = device
+        self.started = time.monotonic()
+        if device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def line(self) -> str:
+        """One line such as ``12.3 s, peak 41.20 GiB on cuda:0``; host memory on a CPU where it can be read."""
+        import torch
+
+        seconds = f"{time.monotonic() - self.started:.1f} s"
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)
+            return f"{seconds}, peak {torch.cuda.max_memory_allocated(self.device) / 2**30:.2f} GiB on {self.device}"
+        return f"{seconds} on {self.device}"
+
+
+def free_memory() -> None:
+    """Give memory that is no longer referenced back to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
