@@ -39,7 +39,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{target.stem[:80]}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}{target.suffix}"
+    # A file name may hold 255 bytes, and a letter may be four of them.
+    stem = target.stem.encode("utf-8", "surrogateescape")[:80].decode("utf-8", "ignore")
+    name = f".{stem}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}{target.suffix}"
     temporary = target.parent / name
     try:
         yield temporary
