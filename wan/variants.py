@@ -1,4 +1,4 @@
-"""What a Wan DiT can be (`Variant`, read from its weights) and what the user asks of it (`Task`, named as in musubi-tuner).
+"""What a Wan DiT can be (`Variant`, read from its weights) and what the user asks of it (`Task`, musubi-tuner names).
 
 Importable without torch: the command lines read `TASKS` for their help.
 """

@@ -1,13 +1,16 @@
 """The eight named points where a condition may act on the DiT, each a no-op.
 
-Tokens are `B L D` with L = F*(H/2)*(W/2) in (frame, row, column) order; extra tokens stand after the video tokens.
+(`input_channels` has a second form, `added_patches`, for channels that the condition projects itself.) Tokens are `B L D` with L = F*(H/2)*(W/2) in (frame, row, column) order; extra tokens stand after the video tokens.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from common.errors import ConditionError
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,9 @@ class Forward:
     video: slice
     """Where the video tokens stand in the token axis; extra tokens come after."""
     time_embedding: Tensor
-    """`B D`, or `B L D` with per-token timesteps: the embedding that the head is modulated with."""
+    """`B 1 D`, or `B L D` with per-token timesteps: the float32 embedding that the head is modulated with."""
     modulation: Tensor
-    """`B 6 D`, or `B L 6 D` per token: the time projection that every block adds its own table to."""
+    """`B 1 6 D`, or `B L 6 D` per token: the float32 time projection that every block adds its own table to."""
     text: Tensor
     """`B 512 D`: embedded text tokens, padding included."""
     pass_name: str = "conditional"
@@ -45,15 +48,16 @@ class Hooks:
     All tensors are in the DiT's compute dtype and on its device.
     """
 
-    def input_channels(self, latents: Float[Tensor, "B C F H W"], forward: Forward | None
+    def input_channels(self, latents: Float[Tensor, "B C F H W"], forward: Forward
                        ) -> Float[Tensor, "B X F H W"] | None:
         """Extra channels that the base's own patch embedding takes after the latents (I2V 20, Fun-Control 32)."""
         return None
 
-    def added_patches(self, latents: Float[Tensor, "B C F H W"]) -> Float[Tensor, "B D F h w"] | None:
+    def added_patches(self, latents: Float[Tensor, "B C F H W"], forward: Forward
+                      ) -> Float[Tensor, "B D F h w"] | None:
         """Contribution of extra input channels that the condition projects with a convolution of its own.
 
-        Equal, by linearity, to widening the base's patch embedding; the base file stays as it is.
+        Added to the base's patch embedding: equal, by linearity, to widening it; the base file stays as it is.
         """
         return None
 
@@ -71,7 +75,7 @@ class Hooks:
 
     def self_attention(self, i: int, query: Float[Tensor, "B L N K"], key: Float[Tensor, "B L N K"],
                        value: Float[Tensor, "B L N K"], forward: Forward) -> None:
-        """Read block `i`'s q, k (after RoPE) and v."""
+        """Read block `i`'s q, k (after RoPE) and v; nothing is returned and nothing may be changed in place."""
 
     def cross_attention(self, i: int, query: Float[Tensor, "B L N K"], forward: Forward
                         ) -> Float[Tensor, "B L N K"] | None:
@@ -86,3 +90,32 @@ class Hooks:
     def after_block(self, i: int, tokens: Float[Tensor, "B L D"], forward: Forward) -> Float[Tensor, "B L D"]:
         """Change the tokens that block `i` returns."""
         return tokens
+
+
+class HookPoints(NamedTuple):
+    """The states that act at each point, in the order of the conditions; collected once per forward."""
+
+    input_channels: tuple[Hooks, ...] = ()
+    added_patches: tuple[Hooks, ...] = ()
+    after_patch_embedding: tuple[Hooks, ...] = ()
+    extra_tokens: tuple[Hooks, ...] = ()
+    before_block: tuple[Hooks, ...] = ()
+    self_attention: tuple[Hooks, ...] = ()
+    cross_attention: tuple[Hooks, ...] = ()
+    after_cross_attention: tuple[Hooks, ...] = ()
+    after_block: tuple[Hooks, ...] = ()
+
+
+def collect(states: Iterable[Hooks]) -> HookPoints:
+    """Sort states by the points that their classes override."""
+    states = tuple(states)
+    return HookPoints(*(tuple(state for state in states if getattr(type(state), point) is not getattr(Hooks, point))
+                        for point in HookPoints._fields))
+
+
+def checked(result: Tensor, like: Tensor, state: Hooks, point: str) -> Tensor:
+    """`result` of a hook that must keep the shape and dtype of `like`; ConditionError names the hook otherwise."""
+    if result.shape != like.shape or result.dtype != like.dtype:
+        raise ConditionError(f"{type(state).__name__}.{point} returned {list(result.shape)} {result.dtype}; expected "
+                             f"{list(like.shape)} {like.dtype}.")
+    return result

@@ -1,0 +1,117 @@
+"""One transformer block: self-attention, cross-attention to text (and CLIP tokens), feed-forward."""
+
+from dataclasses import dataclass
+
+from einops import rearrange
+from jaxtyping import Float
+import torch
+from torch import Tensor, nn
+
+from wan.modules import modulation as mod
+from wan.modules.attention import attend
+from wan.modules.hooks import Forward, HookPoints, checked
+from wan.modules.modulation import Modulation
+from wan.modules.norm import LayerNorm, RMSNorm
+from wan.modules.rope import Rope, rotate
+from wan.variants import Variant
+
+
+@dataclass(frozen=True)
+class PassInputs:
+    """What every block of one forward pass shares."""
+
+    text: Float[Tensor, "B S D"]
+    image: Float[Tensor, "B T D"] | None
+    """Embedded CLIP tokens; None in models without an image branch."""
+    rope: Rope
+    modulation: Modulation
+    forward: Forward
+    points: HookPoints
+    output_dtype: torch.dtype
+    """Dtype of the latents, in which the velocity is returned."""
+
+
+class Attention(nn.Module):
+    """Projections, query/key norm over the whole width, and the back end; the base of both attentions."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        dim = variant.dim
+        self.heads = variant.heads
+        self.backend: str | None = None
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q = RMSNorm(dim, variant.eps)
+        self.norm_k = RMSNorm(dim, variant.eps)
+
+    def split(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L N K"]:
+        """Tokens by heads."""
+        return x.unflatten(-1, (self.heads, -1))
+
+
+class SelfAttention(Attention):
+    """Attention among all tokens, with rotary positions."""
+
+    def forward(self, i: int, x: Float[Tensor, "B L D"], inputs: PassInputs) -> Float[Tensor, "B L D"]:
+        """Attention of block `i`, output projection included."""
+        q = rotate(self.split(self.norm_q(self.q(x))), inputs.rope)
+        k = rotate(self.split(self.norm_k(self.k(x))), inputs.rope)
+        v = self.split(self.v(x))
+        for state in inputs.points.self_attention:
+            state.self_attention(i, q, k, v, inputs.forward)
+        return self.o(attend(q, k, v, backend=self.backend).flatten(2))
+
+
+class CrossAttention(Attention):
+    """Attention to the text tokens; with an image branch, also to the CLIP tokens by keys and values of their own."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__(variant)
+        if variant.has_image_branch:
+            self.k_img = nn.Linear(variant.dim, variant.dim)
+            self.v_img = nn.Linear(variant.dim, variant.dim)
+            self.norm_k_img = RMSNorm(variant.dim, variant.eps)
+
+    def forward(self, i: int, x: Float[Tensor, "B L D"], inputs: PassInputs) -> Float[Tensor, "B L D"]:
+        """Attention of block `i`, hooks' terms and output projection included."""
+        q = self.split(self.norm_q(self.q(x)))
+        k = self.split(self.norm_k(self.k(inputs.text)))
+        v = self.split(self.v(inputs.text))
+        total = attend(q, k, v, backend=self.backend)  # B L N K
+        if inputs.image is not None:
+            k = self.split(self.norm_k_img(self.k_img(inputs.image)))
+            v = self.split(self.v_img(inputs.image))
+            total = total + attend(q, k, v, backend=self.backend)
+        for state in inputs.points.cross_attention:
+            term = state.cross_attention(i, q, inputs.forward)
+            if term is not None:
+                total = total + checked(term, q, state, "cross_attention")
+        return self.o(rearrange(total, "b l n k -> b l (n k)"))
+
+
+class WanAttentionBlock(nn.Module):
+    """One block. Key names are the official ones (`self_attn.q` … `ffn.2`, `norm3`, `modulation`)."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        dim = variant.dim
+        self.eps = variant.eps
+        self.self_attn = SelfAttention(variant)
+        self.cross_attn = CrossAttention(variant)
+        self.norm3 = LayerNorm(dim, eps=variant.eps)
+        self.ffn = nn.Sequential(nn.Linear(dim, variant.ffn_dim), nn.GELU(approximate="tanh"),
+                                 nn.Linear(variant.ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(self, i: int, tokens: Float[Tensor, "B L D"], inputs: PassInputs) -> Float[Tensor, "B L D"]:
+        """Tokens after block `i`; the hooks inside a block act here, those around it in `WanDiT.run_block`."""
+        table, own = inputs.modulation, self.modulation
+        x = mod.shift_and_scale(tokens, table, own, (mod.SHIFT_ATTENTION, mod.SCALE_ATTENTION), self.eps)
+        tokens = mod.add_gated(tokens, self.self_attn(i, x, inputs), table, own, mod.GATE_ATTENTION)
+
+        tokens = tokens + self.cross_attn(i, self.norm3(tokens), inputs)
+        for state in inputs.points.after_cross_attention:
+            changed = state.after_cross_attention(i, tokens, inputs.forward)
+            tokens = checked(changed, tokens, state, "after_cross_attention")
+
+        x = mod.shift_and_scale(tokens, table, own, (mod.SHIFT_FFN, mod.SCALE_FFN), self.eps)
+        return mod.add_gated(tokens, self.ffn(x), table, own, mod.GATE_FFN)
