@@ -45,8 +45,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
     mask = None
     if lengths is not None:
         mask = (torch.arange(k.shape[1], device=k.device) < lengths[:, None])[:, None, None]  # B 1 1 S
-    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
-    return F.scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(1, 2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # B N L K
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
 def _forced(kernel: SDPBackend) -> Backend:

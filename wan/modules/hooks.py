@@ -1,6 +1,7 @@
 """The eight named points where a condition may act on the DiT, each a no-op.
 
-(`input_channels` has a second form, `added_patches`, for channels that the condition projects itself.) Tokens are `B L D` with L = F*(H/2)*(W/2) in (frame, row, column) order; extra tokens stand after the video tokens.
+`input_channels` has a second form, `added_patches`, for channels that the condition projects itself.
+Tokens are `B L D` with L = F*(H/2)*(W/2) in (frame, row, column) order; extra tokens stand after the video tokens.
 """
 
 from collections.abc import Iterable

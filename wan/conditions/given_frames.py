@@ -1,0 +1,62 @@
+"""Clean latent frames that a clip starts from: how they enter the input, and that the loss leaves them out.
+
+Objective and sampler use these functions alone, so that both do the same.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+import torch
+from torch import Tensor
+
+from common.errors import ConditionError
+
+Mode = Literal["clean_same_t", "t0", "noised"]
+
+
+@dataclass(frozen=True)
+class GivenFrames:
+    """Latents that are known, and how the model is shown them.
+
+    `clean_same_t`: clean, under the timestep of the rest (OmniAvatar); `t0`: clean, their tokens at timestep 0
+    (TI2V, S2V); `noised`: at the noise level of the rest (MultiTalk).
+    """
+
+    latents: Float[Tensor, "B C F H W"]
+    mask: Float[Tensor, "B 1 F H W"]
+    """1 = given, 0 = to be generated."""
+    mode: Mode = "clean_same_t"
+
+
+def apply_given(noisy: Float[Tensor, "B C F H W"], given: GivenFrames | None,
+                sigma: float | Float[Tensor, " B"], noise: Float[Tensor, "B C F H W"] | None = None
+                ) -> Float[Tensor, "B C F H W"]:
+    """`noisy` with the given frames written into it; `noisy` itself when nothing is given.
+
+    `sigma` (0…1) is the noise level of the step. Mode `noised` needs `noise`, the draw of the whole clip: the given
+    frames become (1-sigma)·latents + sigma·noise. Call it before every evaluation, and with sigma 0 on the result.
+    """
+    if given is None:
+        return noisy
+    known = given.latents.to(noisy)
+    if given.mode == "noised":
+        if noise is None:
+            raise ConditionError("given frames of mode 'noised' need the clip's noise, and none was passed.")
+        level = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).reshape(-1, 1, 1, 1, 1)
+        known = (1 - level) * known + level * noise
+    return torch.where(given.mask.to(noisy.device) > 0.5, known, noisy)
+
+
+def given_timestep(timestep: Float[Tensor, " B"], given: GivenFrames | None, patch: tuple[int, int, int] = (1, 2, 2)
+                   ) -> Float[Tensor, " B"] | Float[Tensor, "B L"]:
+    """Timestep to call the model with: `timestep` itself, or per token with 0 on given ones for mode `t0`."""
+    if given is None or given.mode != "t0":
+        return timestep
+    kept = loss_mask(given)[:, 0, ::patch[0], ::patch[1], ::patch[2]].flatten(1)  # B L, 1 = generated
+    return timestep[:, None] * kept.to(timestep)
+
+
+def loss_mask(given: GivenFrames | None) -> Float[Tensor, "B 1 F H W"] | None:
+    """Weight that takes given frames out of the loss (0 there, 1 elsewhere); None when nothing is given."""
+    return None if given is None else 1 - given.mask
