@@ -15,21 +15,23 @@ FOREIGN = (
     Foreign("timestep_boundary", "coming", _WAN22),
     Foreign("offload_inactive_dit", "coming", _WAN22),
     Foreign("lazy_loading", "coming", _WAN22),
-    Foreign("force_v2_1_time_embedding", "accepted", "the time embedding is computed once for all tokens wherever they "
-                                                     "share one time"),
+    Foreign("force_v2_1_time_embedding", "accepted", "the time embedding is computed once for all tokens wherever "
+                                                     "they share one time"),
     Foreign("disable_numpy_memmap", "accepted", "weights are read one tensor at a time, without numpy"),
     Foreign("vae_cache_cpu", "coming", "the VAE's memory does not grow with the length of the video; use a smaller "
                                        "--video_size until then"),
-    Foreign("save_merged_model", "coming", "merge at load with --lora_weight until then; a tool will write merged files"),
+    Foreign("save_merged_model", "coming", "merge at load with --lora_weight until then; a tool will write merged "
+                                           "files"),
     Foreign("lycoris", "coming", "LyCORIS files come later; convert them to LoRA until then"),
-    Foreign("cpu_noise", "accepted", "noise is always drawn on the CPU, so a seed means the same on every device, and "
-                                     "the same as in ComfyUI"),
+    Foreign("cpu_noise", "accepted", "noise is always drawn on the CPU, so a seed means the same on every device, "
+                                     "and the same as in ComfyUI"),
     Foreign("video_path", "refused", "musubi-tuner parses it and never reads it. --image_path starts from a picture, "
                                      "--control_path follows a video"),
     Foreign("one_frame_inference", "refused", _ONE_FRAME),
     Foreign("control_image_path", "refused", _ONE_FRAME),
     Foreign("control_image_mask_path", "refused", _ONE_FRAME),
-    Foreign("cfg_skip_mode", "coming", "guidance in part of the steps comes later; --guidance_scale acts in all of them"),
+    Foreign("cfg_skip_mode", "coming", "guidance in part of the steps comes later; --guidance_scale acts in all of "
+                                       "them"),
     Foreign("cfg_apply_ratio", "coming", "guidance in part of the steps comes later; --guidance_scale acts in all of "
                                          "them"),
     Foreign("slg_mode", "coming", _SKIP_LAYER),
@@ -37,9 +39,10 @@ FOREIGN = (
     Foreign("slg_scale", "coming", _SKIP_LAYER),
     Foreign("slg_start", "coming", _SKIP_LAYER),
     Foreign("slg_end", "coming", _SKIP_LAYER),
-    Foreign("fp8_fast", "coming", "float8 arithmetic comes with the work on speed; --fp8_scaled saves the same memory"),
-    Foreign("fp8_t5", "coming", "give ComfyUI's fp8 file to --t5 (it is read); the text encoder is freed before the DiT "
-                                "is loaded"),
+    Foreign("fp8_fast", "coming", "float8 arithmetic comes with the work on speed; --fp8_scaled saves the same memory",
+                                  ),
+    Foreign("fp8_t5", "coming", "give ComfyUI's fp8 file to --t5 (it is read); the text encoder is freed before the "
+                                "DiT is loaded"),
     Foreign("blocks_to_swap", "coming", "--fp8_scaled halves the memory of the weights until then"),
     Foreign("use_pinned_memory_for_block_swap", "coming", "belongs to --blocks_to_swap"),
     Foreign("compile", "coming", _COMPILE),
@@ -48,6 +51,8 @@ FOREIGN = (
     Foreign("compile_dynamic", "coming", _COMPILE),
     Foreign("compile_fullgraph", "coming", _COMPILE),
     Foreign("compile_cache_size_limit", "coming", _COMPILE),
-    Foreign("compile_args", "refused", "musubi-tuner has given this form up itself; single --compile_… flags come later"),
-    Foreign("interactive", "coming", "put prompts into a file for --from_file; models are loaded once for all of them"),
+    Foreign("compile_args", "refused", "musubi-tuner has given this form up itself; single --compile_… flags come "
+                                       "later"),
+    Foreign("interactive", "coming", "put prompts into a file for --from_file; models are loaded once for all of them",
+                                     ),
 )

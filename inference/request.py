@@ -19,23 +19,25 @@ DTYPES = ("float32", "bfloat16", "float16")
 class ModelChoice(Section):
     """Weights and how they are held."""
 
-    task: str | None = flag(None, f"model that the weights must be: {', '.join(TASKS)} (default: read from the weights)",
+    task: str | None = flag(None, f"model that the weights must be: {', '.join(TASKS)} (default: read from the "
+                                  "weights)",
                             group="Models")
-    ckpt_dir: Path | None = flag(None, "official Wan 2.1 folder; fills --dit, --vae, --t5, --clip and --tokenizer where "
-                                       "they are not given", group="Models")
-    dit: Path | None = flag(None, "DiT weights: a file, a folder, or one shard of a set; official, ComfyUI and diffusers "
-                                  "layouts", group="Models")
+    ckpt_dir: Path | None = flag(None, "official Wan 2.1 folder; fills --dit, --vae, --t5, --clip and --tokenizer "
+                                       "where they are not given", group="Models")
+    dit: Path | None = flag(None, "DiT weights: a file, a folder, or one shard of a set; official, ComfyUI and "
+                                  "diffusers layouts", group="Models")
     vae: Path | None = flag(None, "VAE weights (Wan2.1_VAE.pth)", group="Models")
     t5: Path | None = flag(None, "umT5-XXL text encoder (models_t5_umt5-xxl-enc-bf16.pth, or ComfyUI's file)",
                            group="Models")
-    tokenizer: Path | None = flag(None, "spiece.model or its folder (default: inside ComfyUI's file, beside the weights, "
-                                        "in google/umt5-xxl/ there, or the hub cache; nothing is downloaded)",
+    tokenizer: Path | None = flag(None, "spiece.model or its folder (default: inside ComfyUI's file, beside the "
+                                        "weights, in google/umt5-xxl/ there, or the hub cache; nothing is downloaded)",
                                   group="Models")
-    clip: Path | None = flag(None, "CLIP weights; image-to-video and first+last frame models need them", group="Models")
+    clip: Path | None = flag(None, "CLIP weights; image-to-video and first+last frame models need them",
+                             group="Models")
     wav2vec: Path | None = flag(None, "folder of wav2vec2-base-960h; --audio needs it", group="Models")
     device: str | None = flag(None, "device to run on (default: cuda where there is one, else cpu)", group="Models")
-    dit_dtype: str | None = flag(None, "precision of the DiT (default: bfloat16 on a GPU, or float16 where the file is; "
-                                       "float32 on the CPU)", choices=DTYPES, group="Models")
+    dit_dtype: str | None = flag(None, "precision of the DiT (default: bfloat16 on a GPU, or float16 where the file "
+                                       "is; float32 on the CPU)", choices=DTYPES, group="Models")
     vae_dtype: str = flag("float32", "precision of the VAE: float32 is Wan's own", choices=DTYPES, group="Models",
                           differs="the default is float32, Wan's own precision; musubi-tuner's is bfloat16")
     t5_dtype: str = flag("bfloat16", "precision of umT5: bfloat16 is Wan's own", choices=DTYPES, group="Models")
@@ -51,13 +53,13 @@ class ModelChoice(Section):
 class LoraChoice(Section):
     """LoRA files, and the conditions inside them."""
 
-    lora_weight: list[Path] = flag([], "LoRA files: OmniTuner, musubi-tuner/kohya, diffusers/peft or ComfyUI layout; an "
-                                       "audio condition inside is restored by itself", group="LoRA")
+    lora_weight: list[Path] = flag([], "LoRA files: OmniTuner, musubi-tuner/kohya, diffusers/peft or ComfyUI layout; "
+                                       "an audio condition inside is restored by itself", group="LoRA")
     lora_multiplier: list[float] = flag([], "strength of each LoRA, or one for all (default: 1)", group="LoRA")
-    lora_attach: bool = flag(False, "run the LoRAs beside the base instead of adding them to its weights: slower, exact "
-                                    "on float8 weights", group="LoRA")
-    include_patterns: list[str] = flag([], "regular expressions on dotted module names: matching LoRA modules are used "
-                                           "even where an exclude pattern matches", group="LoRA")
+    lora_attach: bool = flag(False, "run the LoRAs beside the base instead of adding them to its weights: slower, "
+                                    "exact on float8 weights", group="LoRA")
+    include_patterns: list[str] = flag([], "regular expressions on dotted module names: matching LoRA modules are "
+                                           "used even where an exclude pattern matches", group="LoRA")
     exclude_patterns: list[str] = flag([], "regular expressions: matching LoRA modules are left out", group="LoRA")
 
     def multipliers(self) -> list[float]:
@@ -73,20 +75,22 @@ class SceneChoice(Section):
     negative_prompt: str | None = flag(None, "what guidance leads away from (default: the task's own)", group="Scene")
     image_path: Path | None = flag(None, "first picture, or the face of an audio-driven video", group="Scene")
     end_image_path: Path | None = flag(None, "last picture, for first+last frame models", group="Scene")
-    control_path: Path | None = flag(None, "control video or folder of pictures, for Fun-Control models", group="Scene")
+    control_path: Path | None = flag(None, "control video or folder of pictures, for Fun-Control models",
+                                     group="Scene")
     audio: Path | None = flag(None, "sound that drives the video and is written into it; needs a LoRA with an audio "
                                     "condition", group="Scene")
-    video_size: tuple[int, int] = flag((256, 256), "height and width in pixels, multiples of 16; for image-to-video this "
-                                                   "is the area, and the picture rules the shape", group="Scene")
+    video_size: tuple[int, int] = flag((256, 256), "height and width in pixels, multiples of 16; for image-to-video "
+                                                   "this is the area, and the picture rules the shape", group="Scene")
     video_length: int | None = flag(None, "frames, 4n+1 (default: the sound's length, else the task's, 81)",
                                     group="Scene")
-    fps: float | None = flag(None, "frames a second (default: what the LoRA was trained at, else 25 with sound, else 16)",
+    fps: float | None = flag(None, "frames a second (default: what the LoRA was trained at, else 25 with sound, else "
+                                   "16)",
                              group="Scene", gt=0)
     max_tokens: int = flag(30000, "longest audio-driven clip, counted as OmniAvatar counts its token budget",
                            group="Scene", ge=1)
     trim_tail_frames: int = flag(0, "drop this many frames at the end", group="Scene", ge=0)
-    from_file: Path | None = flag(None, "file of prompts, one a line with options (--w --h --f --d --s --l --fs --i --ei "
-                                        "--a --n …), OmniAvatar's prompt@@image@@audio lines, .toml or .json",
+    from_file: Path | None = flag(None, "file of prompts, one a line with options (--w --h --f --d --s --l --fs --i "
+                                        "--ei --a --n …), OmniAvatar's prompt@@image@@audio lines, .toml or .json",
                                   group="Scene")
     latent_path: list[Path] = flag([], "latent files of an earlier run: only decode them", group="Scene")
 
@@ -129,8 +133,8 @@ class GenerationRequest(OutputChoice, SamplingChoice, SceneChoice, LoraChoice, M
         if self.video_length is not None and not is_valid_frame_count(self.video_length):
             yield frame_count_problem(self.video_length)
         if len(self.lora_multiplier) not in (0, 1, len(self.lora_weight)):
-            yield (f"--lora_multiplier has {len(self.lora_multiplier)} values for {len(self.lora_weight)} LoRA files. "
-                   "Give one for each, or one for all.")
+            yield (f"--lora_multiplier has {len(self.lora_multiplier)} values for {len(self.lora_weight)} LoRA "
+                   "files. Give one for each, or one for all.")
         for pattern in (*self.include_patterns, *self.exclude_patterns):
             try:
                 re.compile(pattern)
