@@ -1,0 +1,104 @@
+"""Points of a run where something else than learning may happen, each a no-op."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from training.parallel import Processes
+
+
+@dataclass
+class RunState:
+    """Where a run stands: what a later start needs to go on from here."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    epoch: int = 0
+    """Epochs begun, from 1; 0 before the first."""
+    batches_in_epoch: int = 0
+    """Batches of the current epoch that are used up."""
+    samples: int = 0
+    """Samples seen, over all processes."""
+    recent_losses: list[float] = field(default_factory=list)
+
+    WINDOW = 100
+    """Steps that the moving average looks back."""
+
+    @property
+    def average_loss(self) -> float:
+        """Mean loss of the last steps."""
+        return sum(self.recent_losses) / max(1, len(self.recent_losses))
+
+    def count(self, loss: float, samples: int) -> None:
+        """Note one more optimiser step."""
+        self.step += 1
+        self.samples += samples
+        self.recent_losses = [*self.recent_losses, loss][-self.WINDOW:]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Figures of one optimiser step, the same on every process."""
+
+    step: int
+    epoch: int
+    loss: float
+    average_loss: float
+    grad_norm: float
+    learning_rates: tuple[float, ...]
+    seconds: float
+    """Wall time of the step, its data included."""
+    samples: int
+
+
+class Outcome(Enum):
+    """How a run ended."""
+
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+class Run(Protocol):
+    """What a callback may know of the run; the loop gives itself."""
+
+    state: RunState
+    processes: Processes
+    total_steps: int
+    total_epochs: int
+
+    def saved(self, path: Path) -> None:
+        """Tell the other callbacks that a checkpoint is on disk."""
+
+
+class Callback:
+    """Base class: override the points that are needed. Called on every process, in the order of the list."""
+
+    def on_start(self, run: Run) -> None:
+        """Before the first step."""
+
+    def on_step(self, run: Run, report: StepReport) -> None:
+        """After every optimiser step."""
+
+    def on_epoch(self, run: Run) -> None:
+        """After the last step of an epoch."""
+
+    def on_save(self, run: Run, path: Path) -> None:
+        """After a checkpoint was written whole."""
+
+    def on_end(self, run: Run, outcome: Outcome) -> None:
+        """Once, whatever ended the run."""
+
+
+def end_all(callbacks: Sequence[Callback], run: Run, outcome: Outcome) -> None:
+    """Call `on_end` of every callback, the later ones also when an earlier one raises; the first error comes last."""
+    first: BaseException | None = None
+    for callback in callbacks:
+        try:
+            callback.on_end(run, outcome)
+        except BaseException as error:  # noqa: BLE001 - re-raised below, after the others had their turn
+            first = first or error
+    if first is not None:
+        raise first

@@ -1,0 +1,107 @@
+"""Checkpoints: kohya's names, when they are written, and which older ones go."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import ConfigError
+from common.logs import get_logger
+from training.callbacks import Callback, Outcome, Run, RunState, StepReport
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckpointPlan:
+    """Where, under which name and how often."""
+
+    folder: Path
+    name: str
+    every_steps: int | None = None
+    every_epochs: int | None = None
+    keep_steps: int | None = None
+    """Step checkpoints older than this many steps are deleted."""
+    keep_epochs: int | None = None
+    """Number of epoch checkpoints that stay."""
+
+    def at_step(self, step: int) -> Path:
+        """``{name}-step{step:08d}.safetensors``"""
+        return self.folder / f"{self.name}-step{step:08d}.safetensors"
+
+    def at_epoch(self, epoch: int) -> Path:
+        """``{name}-{epoch:06d}.safetensors``"""
+        return self.folder / f"{self.name}-{epoch:06d}.safetensors"
+
+    @property
+    def final(self) -> Path:
+        """``{name}.safetensors``"""
+        return self.folder / f"{self.name}.safetensors"
+
+
+class Checkpoints(Callback):
+    """Writes checkpoints on the first process. `write(path, state)` must leave a whole file or none."""
+
+    def __init__(self, plan: CheckpointPlan, write: Callable[[Path, RunState], None]) -> None:
+        self.plan = plan
+        self.kept: list[Path] = []
+        """Files of this run that are on disk, oldest first."""
+        self._write = write
+        self._steps: dict[int, Path] = {}
+        self._epochs: dict[int, Path] = {}
+
+    def on_step(self, run: Run, report: StepReport) -> None:
+        """Write every `every_steps` steps."""
+        if self.plan.every_steps and report.step % self.plan.every_steps == 0:
+            self._save(run, self.plan.at_step(report.step))
+            self._steps[report.step] = self.plan.at_step(report.step)
+            if self.plan.keep_steps is not None:
+                self._forget(self._steps, oldest_kept=report.step - self.plan.keep_steps, newest=report.step)
+
+    def on_epoch(self, run: Run) -> None:
+        """Write every `every_epochs` epochs; the last epoch is written once, as the final file."""
+        epoch = run.state.epoch
+        if not self.plan.every_epochs or epoch % self.plan.every_epochs or run.state.step >= run.total_steps:
+            return
+        self._save(run, self.plan.at_epoch(epoch))
+        self._epochs[epoch] = self.plan.at_epoch(epoch)
+        if self.plan.keep_epochs is not None:
+            oldest = epoch - self.plan.every_epochs * (self.plan.keep_epochs - 1)
+            self._forget(self._epochs, oldest_kept=oldest, newest=epoch)
+
+    def on_end(self, run: Run, outcome: Outcome) -> None:
+        """Write the final file, or say what an unfinished run leaves."""
+        if outcome is Outcome.FINISHED:
+            self._save(run, self.plan.final)
+            return
+        if not run.processes.is_main:
+            return
+        if self.kept:
+            log.warning("%s after step %d; kept: %s", outcome.value, run.state.step, ", ".join(map(str, self.kept)))
+        else:
+            log.warning("%s after step %d; no checkpoint was due before it, so nothing is kept "
+                        "(--save_every_n_steps sets how often)", outcome.value, run.state.step)
+
+    def _save(self, run: Run, path: Path) -> None:
+        if run.processes.is_main:
+            self._write(path, run.state)
+            self.kept.append(path)
+        run.saved(path)
+
+    def _forget(self, files: dict[int, Path], *, oldest_kept: int, newest: int) -> None:
+        for count in [count for count in files if count < oldest_kept and count != newest]:
+            path = files.pop(count)
+            path.unlink(missing_ok=True)
+            if path in self.kept:
+                self.kept.remove(path)
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` and try to write there. ConfigError says why it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".omnituner-write-test-{id(folder)}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--output_dir {folder}: cannot write there ({error.strerror}). "
+                          "Choose another folder.") from error

@@ -1,0 +1,100 @@
+"""Gradients in one flat bucket: summed over processes, divided by the samples of all of them, clipped."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among those of the launch, and the device it computes on."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every process, in rank order (any picklable object)."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """What one optimiser step saw over all processes; reading it is the step's only wait for the device."""
+
+    loss: float
+    """Mean over the samples of all processes and micro-batches."""
+    samples: int
+    grad_norm: float
+    """Norm of the mean gradient, before clipping."""
+
+
+class GradientBucket:
+    """The gradients of all trained parameters as views of one flat tensor.
+
+    Each process adds the gradients of its samples' *summed* losses; `reduce` sums over the processes and divides by the
+    number of samples of all of them. So k processes with batch b, or k micro-batches of b, give the gradient of one
+    batch of k*b, also where the last batch of a bucket is short or a process has none.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], processes: Processes) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        assert self.parameters, "nothing to train"
+        dtypes = {parameter.dtype for parameter in self.parameters}
+        assert dtypes == {torch.float32}, f"trained parameters must be float32, found {dtypes}"
+        self.processes = processes
+        self._size = sum(parameter.numel() for parameter in self.parameters)
+        # The last two places carry the summed loss and the number of samples, so that one collective is enough.
+        self._flat = torch.zeros(self._size + 2, dtype=torch.float32, device=self.parameters[0].device)
+        self._attach()
+
+    def _attach(self) -> None:
+        start = 0
+        for parameter in self.parameters:
+            parameter.grad = self._flat[start:start + parameter.numel()].view_as(parameter)
+            start += parameter.numel()
+
+    def clear(self) -> None:
+        """Set all gradients and totals to zero, in place."""
+        self._flat.zero_()
+
+    def add_loss(self, total: Tensor, samples: int) -> None:
+        """Count a micro-batch: `total` is the sum of its samples' losses (a scalar on the device)."""
+        self._flat[-2] += total.detach().to(self._flat.dtype)
+        self._flat[-1] += samples
+
+    def reduce(self, max_grad_norm: float = 0.0) -> StepTotals:
+        """Sum over processes, divide by the samples, clip to `max_grad_norm` (0: not), and report."""
+        if self.processes.count > 1:
+            dist.all_reduce(self._flat)
+        samples = self._flat[-1].clone()
+        self._flat[:-1].div_(samples.clamp(min=1))
+        gradients = self._flat[:-2]
+        norm = gradients.norm()
+        if max_grad_norm > 0:
+            gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        loss, count, size = torch.stack([self._flat[-2], samples, norm]).tolist()
+        return StepTotals(loss=loss, samples=int(count), grad_norm=size)
+
+
+def same_everywhere(processes: Processes, values: Sequence[Any]) -> bool:
+    """Whether every process holds equal `values` (a guard against settings that differ between machines)."""
+    return all(other == list(values) for other in processes.gather(list(values)))
