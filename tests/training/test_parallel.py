@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 import torch.distributed as dist
 import torch.multiprocessing
-from torch import nn
 
 from training.parallel import GradientBucket, Processes
 
