@@ -1,0 +1,1 @@
+"""Training: noise levels, objective, loss, optimisers, schedules, and the loop around them."""

@@ -1,0 +1,105 @@
+"""One training step on any velocity function: noise levels, noisy input, given frames, loss. It knows no model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+import torch
+from torch import Tensor
+
+from common.flow import MODEL_TIME_SCALE
+from common.seeding import derive_seed, generator
+from training.loss import loss_weight, sample_losses, share_of_mean
+from training.objective import noisy_input, velocity_target
+from training.timesteps import TimestepSettings, sigmas
+from wan.conditions.given_frames import GivenFrames, apply_given, loss_mask
+
+VelocityFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_sigma, sigma " B", timestep " B" = 1000*sigma) -> velocity of x's shape; inputs are float32."""
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What a step learns from: this process's samples of one global batch."""
+
+    latents: Float[Tensor, "B C F H W"]
+    global_count: int
+    """Samples of the whole global batch, over all processes and accumulated batches."""
+    given: GivenFrames | None = None
+    """Clean frames that are put into the input and taken out of the loss."""
+    loss_weight: Float[Tensor, "B 1 F H W"] | None = None
+    """Weight of the loss in space and time (face mask), or None for 1."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a step, float32 on the CPU."""
+
+    noise: Float[Tensor, "B C F H W"]
+    uniform: Float[Tensor, " B"]
+    """In [0, 1): the noise level's rule turns it into sigma."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Loss and what it was made of."""
+
+    loss: Float[Tensor, ""]
+    """This process's part: the parts of all processes and accumulated batches add up to the mean. Call backward on
+    it; where gradients are averaged over P processes (DDP), multiply it by P before."""
+    sample_losses: Float[Tensor, " B"]
+    """Unweighted loss of each sample, detached."""
+    sigma: Float[Tensor, " B"]
+    weight: Float[Tensor, " B"]
+
+
+def draw(positions: Sequence[int], shape: Sequence[int], *, seed: int, epoch: int,
+         uniforms: Float[Tensor, " N"] | None = None) -> Draws:
+    """Noise and uniform of each sample, from (seed, purpose, epoch, position in the epoch's global order).
+
+    They do not depend on the number of processes, the batch size, the rank or the device. `shape` is a sample's, `C F
+    H W`. `uniforms`, one for every position of the epoch, replace the plain ones (`stratified_uniforms`).
+    """
+    noise = [torch.randn(*shape, generator=generator(seed, "noise", epoch, p)) for p in positions]
+    if uniforms is None:
+        u = torch.stack([torch.rand((), generator=generator(seed, "timestep", epoch, p)) for p in positions])
+    else:
+        u = uniforms[list(positions)]
+    return Draws(torch.stack(noise), u)
+
+
+def seed_dropouts(positions: Sequence[int], *, seed: int, epoch: int) -> None:
+    """Seed torch's own generators for the dropouts inside the network in the step of these positions.
+
+    Dropout draws from torch's generator, one stream for a whole batch: it is the same again after a resume, but it
+    does depend on how the global batch is cut into batches (noise and noise levels do not).
+    """
+    torch.manual_seed(derive_seed(seed, "dropout", epoch, positions[0]))
+
+
+def _mask(batch: StepBatch) -> Tensor | None:
+    masks = [] if batch.given is None else [loss_mask(batch.given)]
+    if batch.loss_weight is not None:
+        masks.append(batch.loss_weight)
+    if not masks:
+        return None
+    return masks[0] if len(masks) == 1 else masks[0] * masks[1].to(masks[0])
+
+
+def training_step(velocity: VelocityFunction, batch: StepBatch, draws: Draws, settings: TimestepSettings
+                  ) -> StepResult:
+    """Flow-matching loss of `velocity` on `batch`.
+
+    x_sigma = (1 - sigma) x0 + sigma noise with given frames put in; the target is noise - x0 in float32; each
+    sample's mean error is weighted by `weighting_scheme` and divided by the global number of samples.
+    """
+    device = batch.latents.device
+    noise = draws.noise.to(device)
+    sigma = sigmas(draws.uniform, settings, (batch.latents.shape[-2], batch.latents.shape[-1])).to(device)
+    noisy = noisy_input(batch.latents, noise, sigma)
+    if batch.given is not None:
+        noisy = apply_given(noisy, batch.given, sigma)
+    prediction = velocity(noisy, sigma, sigma * MODEL_TIME_SCALE)
+    losses = sample_losses(prediction, velocity_target(batch.latents, noise), _mask(batch))
+    weight = loss_weight(settings.weighting_scheme, sigma, shift=settings.discrete_flow_shift)
+    return StepResult(share_of_mean(losses, weight, batch.global_count), losses.detach(), sigma, weight)
