@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import CacheError
+
+if TYPE_CHECKING:  # a command line lists feature names without paying for torch
+    from torch import Tensor
 
 KeyPart = Literal["source", "span", "size"]
 
@@ -38,7 +39,7 @@ class FeatureSpec:
     command: str = "cache_latents.py"
     """Script that makes it, named in messages."""
 
-    def check(self, tensors: Mapping[str, Tensor], where: str, sizes: Mapping[str, int]) -> None:
+    def check(self, tensors: "Mapping[str, Tensor]", where: str, sizes: Mapping[str, int]) -> None:
         """Refuse tensors that are missing, unknown, of another shape, or not finite.
 
         `sizes` gives lengths for letters of the shapes, such as ``{"F": 21, "H": 60, "W": 104}``.
@@ -53,7 +54,7 @@ class FeatureSpec:
                 raise CacheError(f"{where}: feature '{self.name}' lacks the tensor '{spec.name}'.")
             self._check_one(spec, tensors[spec.name], where, sizes)
 
-    def _check_one(self, spec: TensorSpec, tensor: Tensor, where: str, sizes: Mapping[str, int]) -> None:
+    def _check_one(self, spec: TensorSpec, tensor: "Tensor", where: str, sizes: Mapping[str, int]) -> None:
         axes = spec.shape.split()
         expected = [int(axis) if axis.isdigit() else sizes.get(axis) for axis in axes]
         fits = len(axes) == tensor.ndim and all(
@@ -82,7 +83,7 @@ class FeatureBatch:
     features: Mapping[str, Mapping[str, Any]]
     frames: int
     fps: float
-    given_latents: Tensor | None = None
-    given_mask: Tensor | None = None
-    first_is_still: Tensor | None = None
-    present: Mapping[str, Tensor] = field(default_factory=dict)
+    given_latents: "Tensor | None" = None
+    given_mask: "Tensor | None" = None
+    first_is_still: "Tensor | None" = None
+    present: "Mapping[str, Tensor]" = field(default_factory=dict)

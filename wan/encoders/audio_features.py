@@ -1,0 +1,92 @@
+"""wav2vec2 hidden states at a video's frame rate: the computation, without files.
+
+Recipe of OmniAvatar (`scripts/inference.py`, `OmniAvatar/models/wav2vec.py`): normalise the waveform, append zeros,
+convolutions at 50 Hz, linear interpolation to the frame rate *before* the transformer, all hidden states. The loop over
+the layers is our own: transformers 4.57 and 5.x return different hidden states (or none) from the same call.
+"""
+
+from fractions import Fraction
+import math
+
+from einops import rearrange
+from jaxtyping import Float
+import torch
+from torch import Tensor, nn
+
+from common.timebase import AUDIO_SAMPLE_RATE_HZ, as_fraction
+
+RECIPE = "1"
+"""Raise when the numbers of this file change, so that caches are made again."""
+
+
+def normalise(waveform: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+    """(x - mean) / sqrt(variance + 1e-7) over the whole waveform; silence stays zero."""
+    variance, mean = torch.var_mean(waveform, correction=0)
+    return (waveform - mean) / torch.sqrt(variance + 1e-7)
+
+
+def conv_frames(samples: int, kernels: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Frames that the convolutions make of `samples`; 0 when the sound is shorter than their view."""
+    for kernel, stride in zip(kernels, strides, strict=True):
+        samples = max((samples - kernel) // stride + 1, 0)
+    return samples
+
+
+def receptive_field(kernels: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Samples that one frame of the convolutions sees (400 in released models)."""
+    field, step = 1, 1
+    for kernel, stride in zip(kernels, strides, strict=True):
+        field += (kernel - 1) * step
+        step *= stride
+    return field
+
+
+def padded_length(frames: int, fps: float | Fraction, kernels: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Samples needed for `frames` video frames: their whole duration, and never less than the last of them looks at.
+
+    640 * frames at 25 fps, as in OmniAvatar.
+    """
+    duration = math.ceil(Fraction(frames * AUDIO_SAMPLE_RATE_HZ) / as_fraction(fps))
+    last = math.ceil(conv_positions(frames, fps, math.prod(strides))[-1])
+    return max(duration, last * math.prod(strides) + receptive_field(kernels, strides))
+
+
+def conv_positions(frames: int, fps: float | Fraction, stride: int) -> list[Fraction]:
+    """Where on the axis of the convolutions' frames (50 Hz) each video frame begins: 50 i / fps, exactly."""
+    step = Fraction(AUDIO_SAMPLE_RATE_HZ, stride) / as_fraction(fps)
+    return [i * step for i in range(frames)]
+
+
+def at_positions(features: Float[Tensor, "B C D"], positions: list[Fraction]) -> Float[Tensor, "B N D"]:
+    """Linear interpolation of `features` along C at fractional indices; at whole ones the value itself, exactly."""
+    last = features.shape[1] - 1
+    below = [min(math.floor(position), last) for position in positions]
+    above = [min(index + 1, last) for index in below]
+    share = [float(position - index) for position, index in zip(positions, below, strict=True)]
+    weight = rearrange(torch.tensor(share, dtype=torch.float64).to(features), "n -> 1 n 1")
+    return torch.lerp(features[:, below], features[:, above], weight)
+
+
+def hidden_states(model: nn.Module, waveform: Float[Tensor, " T"], positions: list[Fraction] | None
+                  ) -> Float[Tensor, "N K D"]:
+    """All K = layers + 1 hidden states of a transformers `Wav2Vec2Model` for a normalised, padded waveform.
+
+    State 0 is the transformer's input after position convolution (and layer norm, where that comes first); the last one
+    is the model's `last_hidden_state`. `positions`: where to read the convolutions' frames; None keeps every one.
+    """
+    encoder, is_stable = model.encoder, model.config.do_stable_layer_norm
+    features = model.feature_extractor(waveform[None]).transpose(1, 2)
+    if positions is not None:
+        features = at_positions(features, positions)
+    hidden = model.feature_projection(features)[0]
+    hidden = hidden + encoder.pos_conv_embed(hidden)
+    if not is_stable:
+        hidden = encoder.layer_norm(hidden)
+    states = [hidden]
+    for layer in encoder.layers:
+        result = layer(hidden)
+        hidden = result[0] if isinstance(result, tuple) else result
+        states.append(hidden)
+    if is_stable:
+        states[-1] = encoder.layer_norm(hidden)
+    return torch.stack(states, dim=2)[0]

@@ -1,0 +1,47 @@
+"""Names and contracts of the cached features that this package makes; imports no torch, so that `--help` can list them.
+
+Letters of the shapes: F, H, W latent frames, height and width; N video frames; L, T tokens; K hidden states; D width.
+"""
+
+from typing import Literal
+
+from common.features import FeatureSpec, KeyPart, TensorSpec
+
+Given = Literal["first", "first_last"]
+"""Which frames of the clip an image-to-video model is given."""
+Scope = Literal["file", "clip"]
+"""How much sound an audio encoder hears at once: the whole source file, or the clip's span alone."""
+
+CLIP_KEY: tuple[KeyPart, ...] = ("source", "span", "size")
+
+LATENTS = FeatureSpec("latents", 1, CLIP_KEY, (TensorSpec("latents", "16 F H W"),))
+CONTROL_LATENTS = FeatureSpec("control_latents", 1, CLIP_KEY, (TensorSpec("latents", "16 F H W"),))
+REFERENCE_LATENTS = FeatureSpec("reference_latents", 1, CLIP_KEY, (TensorSpec("latents", "16 1 H W"),))
+IMAGE_LATENTS = FeatureSpec("image_latents", 1, CLIP_KEY, (TensorSpec("latents", "20 F H W"),))
+TEXT = FeatureSpec("text", 1, ("source",), (TensorSpec("hidden", "L D", batching="list"),),
+                   command="cache_text_encoder_outputs.py")
+
+
+def clip_spec(given: Given = "first") -> FeatureSpec:
+    """Contract of `clip`: features of the first frame, and of the last one where the model is given both."""
+    names = ("first", "last") if given == "first_last" else ("first",)
+    return FeatureSpec("clip", 1, CLIP_KEY, tuple(TensorSpec(name, "T D") for name in names))
+
+
+def audio_spec(scope: Scope = "file") -> FeatureSpec:
+    """Contract of `audio`: a row for each video frame; of the whole source, to be cut, or of the clip alone."""
+    keyed_by: tuple[KeyPart, ...] = ("source",) if scope == "file" else ("source", "span")
+    states = TensorSpec("states", "N K D", span_axis=0 if scope == "file" else None)
+    return FeatureSpec("audio", 1, keyed_by, (states,), command="cache_audio_features.py")
+
+
+SPECS: dict[str, FeatureSpec] = {
+    "latents": LATENTS,
+    "control_latents": CONTROL_LATENTS,
+    "reference_latents": REFERENCE_LATENTS,
+    "image_latents": IMAGE_LATENTS,
+    "clip": clip_spec(),
+    "text": TEXT,
+    "audio": audio_spec(),
+}
+"""Feature name -> contract with default options. `clip` and `audio` vary: see `clip_spec` and `audio_spec`."""

@@ -1,0 +1,146 @@
+"""The umT5 text encoder: loading any layout on to transformers' class, and encoding prompts."""
+
+from collections.abc import Callable, Sequence
+import os
+from pathlib import Path
+import re
+from typing import Any
+
+from jaxtyping import Float
+import torch
+from torch import Tensor, nn
+
+from common.errors import WeightsError
+from wan.encoders.detect import count_blocks, need
+from wan.encoders.tokenizer import EMBEDDED_KEY, Tokenizer, find_tokenizer
+from wan.weights.load import load_into
+from wan.weights.source import WeightsSource, open_weights
+
+PREFERRED = ("models_t5_umt5-xxl-enc-bf16.pth", "models_t5*.pth", "umt5*.safetensors")
+REMEDY = "Give models_t5_umt5-xxl-enc-bf16.pth of any Wan 2.1 download, or ComfyUI's umt5_xxl_*.safetensors."
+
+OFFICIAL_RULES = tuple((re.compile(pattern), new) for pattern, new in (
+    (r"^(shared|encoder\.embed_tokens)\.", "token_embedding."),
+    (r"^encoder\.final_layer_norm\.", "norm."),
+    (r"^encoder\.block\.(\d+)\.layer\.0\.SelfAttention\.relative_attention_bias\.", r"blocks.\1.pos_embedding.embedding."),
+    (r"^encoder\.block\.(\d+)\.layer\.0\.SelfAttention\.", r"blocks.\1.attn."),
+    (r"^encoder\.block\.(\d+)\.layer\.0\.layer_norm\.", r"blocks.\1.norm1."),
+    (r"^encoder\.block\.(\d+)\.layer\.1\.layer_norm\.", r"blocks.\1.norm2."),
+    (r"^encoder\.block\.(\d+)\.layer\.1\.DenseReluDense\.wi_0\.", r"blocks.\1.ffn.gate.0."),
+    (r"^encoder\.block\.(\d+)\.layer\.1\.DenseReluDense\.wi_1\.", r"blocks.\1.ffn.fc1."),
+    (r"^encoder\.block\.(\d+)\.layer\.1\.DenseReluDense\.wo\.", r"blocks.\1.ffn.fc2."),
+))
+"""Name in transformers' `UMT5EncoderModel` -> name in the official file; every name matches one rule."""
+NOT_NEEDED = ("decoder.", "lm_head.", "encoder.embed_tokens.", EMBEDDED_KEY)
+"""Parts of whole umT5 checkpoints, the second name of the embedding, and ComfyUI's tokenizer."""
+
+
+class TextEncoder:
+    """Prompts to umT5 hidden states. Each prompt is encoded by itself, so its numbers do not depend on neighbours."""
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer | WeightsError) -> None:
+        self.model = model
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; WeightsError naming the places looked at when none was found."""
+        if isinstance(self._tokenizer, WeightsError):
+            raise self._tokenizer
+        return self._tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.model.shared.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in and returned."""
+        return self.model.shared.weight.dtype
+
+    def encode(self, prompts: Sequence[str]) -> list[Float[Tensor, "L D"]]:
+        """Hidden states of each prompt without padding; L at most 512, the end token included."""
+        return self.encode_ids([torch.tensor(self.tokenizer(prompt)) for prompt in prompts])
+
+    @torch.no_grad()
+    def encode_ids(self, ids: Sequence[Tensor | Sequence[int]]) -> list[Float[Tensor, "L D"]]:
+        """Hidden states of prompts given as ids ` L` without padding."""
+        rows = [torch.as_tensor(row, dtype=torch.long, device=self.device) for row in ids]
+        return [self.model(input_ids=row[None]).last_hidden_state[0] for row in rows]
+
+
+def load_text_encoder(path: str | os.PathLike[str], *, tokenizer: str | os.PathLike[str] | None = None,
+                      dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> TextEncoder:
+    """The umT5 encoder in `path` (a file or a folder that holds it), frozen; its sizes are read from the weights.
+
+    `tokenizer`: its file or folder; otherwise it is looked for, and its absence is told when a prompt is to be encoded.
+    Raises WeightsError when the file is no umT5 encoder, holds it only in part, or `tokenizer` does not fit it.
+    """
+    with open_weights(path, preferred=PREFERRED) as source:
+        name = _layout(source)
+        model = _build(source, name)
+        found = _tokenizer(source, tokenizer, model.config.vocab_size)
+        names = {key: name(key) for key in model.state_dict()}
+        load_into(model, source, names, dtype=dtype, device=device, ignored=lambda key: key.startswith(NOT_NEEDED))
+    return TextEncoder(model, found)
+
+
+def official_key(key: str) -> str:
+    """Name in the official file of the tensor that transformers' `UMT5EncoderModel` calls `key`."""
+    for pattern, new in OFFICIAL_RULES:
+        if pattern.match(key):
+            return pattern.sub(new, key)
+    raise AssertionError(f"no rule for {key}")
+
+
+def build_text_encoder(**sizes: Any) -> nn.Module:
+    """transformers' umT5 encoder on the meta device, as Wan uses it."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    # Eager attention is bit-equal to the original; the fused kernel differs by several per cent in bfloat16.
+    config = UMT5Config(**sizes, feed_forward_proj="gated-gelu", dropout_rate=0.0, attn_implementation="eager",
+                        relative_attention_max_distance=128, layer_norm_epsilon=1e-6)
+    with torch.device("meta"):
+        return UMT5EncoderModel(config)
+
+
+def _layout(source: WeightsSource) -> Callable[[str], str]:
+    """Function from the model's names to the file's."""
+    if "token_embedding.weight" in source:
+        return official_key
+    if "encoder.token_embedding.weight" in source:
+        return lambda key: "encoder." + official_key(key)
+    if "shared.weight" in source or "encoder.embed_tokens.weight" in source:
+        embedding = "shared.weight" if "shared.weight" in source else "encoder.embed_tokens.weight"
+        tied = ("shared.weight", "encoder.embed_tokens.weight")
+        return lambda key: embedding if key in tied else key
+    need(source, ["token_embedding.weight"], what="a umT5 text encoder", remedy=REMEDY)
+    raise AssertionError
+
+
+def _build(source: WeightsSource, name: Callable[[str], str]) -> nn.Module:
+    block = "encoder.block.0.layer."
+    embedding, query, bias, gate = known_by = [name(key) for key in (
+        "shared.weight", f"{block}0.SelfAttention.q.weight", f"{block}0.SelfAttention.relative_attention_bias.weight",
+        f"{block}1.DenseReluDense.wi_0.weight")]
+    need(source, known_by, what="a umT5 text encoder", remedy=REMEDY)
+    heads = source.shape(bias)[1]
+    blocks = bias.partition(".0.")[0] + "."
+    return build_text_encoder(
+        vocab_size=source.shape(embedding)[0], d_model=source.shape(embedding)[1], num_heads=heads,
+        d_kv=source.shape(query)[0] // heads, d_ff=source.shape(gate)[0], num_layers=count_blocks(source, blocks),
+        relative_attention_num_buckets=source.shape(bias)[0])
+
+
+def _tokenizer(source: WeightsSource, given: str | os.PathLike[str] | None, vocabulary: int) -> Tokenizer | WeightsError:
+    try:
+        tokenizer = find_tokenizer(source.path, given, source=source)
+    except WeightsError as error:
+        if given is not None:
+            raise
+        return error
+    if tokenizer.size > vocabulary:
+        raise WeightsError(f"{tokenizer.origin}: a tokenizer of {tokenizer.size} ids for {Path(source.path).name}, which "
+                           f"embeds {vocabulary}. Give --tokenizer the one that belongs to the weights.")
+    return tokenizer
