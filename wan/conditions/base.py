@@ -49,12 +49,20 @@ class Condition(nn.Module):
             if key not in known:
                 raise ConditionError(f"condition '{cls.name}' has no setting '{key}'{nearest(key, known)}. "
                                      f"It has: {', '.join(known)}.")
-            kind = type(known[key].default)
+            kind: Any = type(known[key].default)
             try:
                 parsed[key] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
             except ValueError as error:
                 raise ConditionError(f"condition '{cls.name}': {key} = '{text}' is no {kind.__name__}.") from error
         return cls.Settings(**parsed)
+
+    @classmethod
+    def settings_from_features(cls, features: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+        """Settings, as text, that the features themselves decide (widths of an encoder); used for a fresh condition.
+
+        `features` are those of one item or batch. What the user sets stands above them.
+        """
+        return {}
 
     def settings_text(self) -> dict[str, str]:
         """Settings as text, for metadata; `parse_settings` reads them back."""
@@ -63,3 +71,10 @@ class Condition(nn.Module):
     def prepare(self, batch: FeatureBatch, grid: tuple[int, int, int]) -> ConditionState:
         """State for one forward over tokens of `grid` (F, H/2, W/2). Raises ConditionError naming a missing feature."""
         raise NotImplementedError
+
+    def feature(self, batch: FeatureBatch, name: str) -> Mapping[str, Tensor]:
+        """Tensors of a feature that this condition cannot do without; ConditionError when the batch lacks it."""
+        if name not in batch.features:
+            raise ConditionError(f"condition '{self.name}' needs the feature '{name}'; the batch has "
+                                 f"{', '.join(batch.features) or 'none'}.")
+        return batch.features[name]

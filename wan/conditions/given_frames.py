@@ -53,8 +53,8 @@ def given_timestep(timestep: Float[Tensor, " B"], given: GivenFrames | None, pat
     """Timestep to call the model with: `timestep` itself, or per token with 0 on given ones for mode `t0`."""
     if given is None or given.mode != "t0":
         return timestep
-    kept = loss_mask(given)[:, 0, ::patch[0], ::patch[1], ::patch[2]].flatten(1)  # B L, 1 = generated
-    return timestep[:, None] * kept.to(timestep)
+    is_given = given.mask[:, 0, ::patch[0], ::patch[1], ::patch[2]].flatten(1)  # B L
+    return timestep[:, None] * (1 - is_given.to(timestep))
 
 
 def loss_mask(given: GivenFrames | None) -> Float[Tensor, "B 1 F H W"] | None:
