@@ -41,20 +41,20 @@ class Quantised(NamedTuple):
 def quantise(weight: Float[Tensor, "..."], settings: Fp8Settings = Fp8Settings()) -> Quantised:
     """fp8 values and float32 scale = max|w| / (largest number of the dtype), at least 1e-8.
 
-    Rows that no whole number of blocks fills are scaled by row; a weight that is not a matrix as a whole.
+    The scale is rounded to the weight's dtype, so that keeping it in that dtype loses nothing. Rows that no whole
+    number of blocks fills are scaled by row; a weight that is not a matrix as a whole.
     Source: musubi-tuner `fp8_optimization_utils.py`, bit-exact.
     """
     largest = torch.finfo(settings.dtype).max
-    exact = weight.float()
-    if exact.ndim != 2 or settings.mode == "tensor":
-        grouped = exact.reshape(-1)
-    elif settings.mode == "channel" or exact.shape[1] % settings.block:
-        grouped = exact
+    if weight.ndim != 2 or settings.mode == "tensor":
+        grouped = weight.reshape(-1)
+    elif settings.mode == "channel" or weight.shape[1] % settings.block:
+        grouped = weight
     else:
-        grouped = exact.reshape(exact.shape[0], -1, settings.block)
+        grouped = weight.reshape(weight.shape[0], -1, settings.block)
     peak = torch.linalg.vector_norm(grouped, ord=float("inf"), dim=-1, keepdim=True)  # max|w| without a copy of |w|
-    scale = (peak / largest).clamp_(min=SMALLEST_SCALE)
-    values = (grouped / scale).clamp_(-largest, largest).to(settings.dtype)
+    scale = (peak / largest).float().clamp_(min=SMALLEST_SCALE)
+    values = (grouped.float() / scale).clamp_(-largest, largest).to(settings.dtype)
     return Quantised(values.reshape(weight.shape), scale)
 
 
@@ -104,11 +104,13 @@ class Fp8Linear(nn.Linear):
     def store(self, weight: Tensor | Quantised, scale_dtype: torch.dtype | None = None) -> None:
         """Take a weight, or one that is fp8 already (kept as it is, whatever the settings say).
 
-        `scale_dtype` is what the scale of a weight quantised here is kept in; None means the weight's own dtype.
+        A weight quantised here is cast to `scale_dtype` before, if that is the finer one; the scale is kept in it.
+        None means the weight's own dtype.
         """
         if not isinstance(weight, Quantised):
-            values, scale = quantise(weight, self.settings)
-            weight = Quantised(values, scale.to(scale_dtype or weight.dtype))
+            scale_dtype = scale_dtype or weight.dtype
+            values, scale = quantise(weight.to(torch.promote_types(weight.dtype, scale_dtype)), self.settings)
+            weight = Quantised(values, scale.to(scale_dtype))
         self.weight = nn.Parameter(weight.values, requires_grad=False)
         self.scale_weight = weight.scale
 

@@ -1,0 +1,44 @@
+"""Loading a DiT from any supported layout."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from common.errors import WeightsError
+from wan.memory.fp8 import Fp8Settings, use_fp8_linears
+from wan.modules.dit import WanDiT
+from wan.weights.detect import RELEASED_HEAD_DIM, detect_dit
+from wan.weights.load import Transform, load_into
+from wan.weights.source import WeightsSource, open_weights
+
+FOLDERS_FILES = ("diffusion_pytorch_model*.index.json", "diffusion_pytorch_model*.safetensors",
+                 "transformer/*.index.json", "transformer/*.safetensors")
+"""What a folder's DiT is called in the official repositories and in those of diffusers."""
+
+
+def open_dit(path: str | os.PathLike[str]) -> WeightsSource:
+    """The weights of a DiT, unread. WeightsError for what `open_weights` refuses and for Wan 2.2's pairs of experts."""
+    if (Path(path) / "high_noise_model").is_dir():
+        raise WeightsError(f"{path}: the two experts of a Wan 2.2 A14B model. Support for Wan 2.2 comes later.")
+    return open_weights(path, preferred=FOLDERS_FILES)
+
+
+def load_dit(path: str | os.PathLike[str], *, head_dim: int = RELEASED_HEAD_DIM,
+             dtype: torch.dtype | None = torch.float32, device: torch.device | str = "cpu",
+             transform: Transform | None = None, fp8: Fp8Settings | None = None) -> WanDiT:
+    """A frozen DiT in eval mode from one file, shards or a folder, official, ComfyUI or diffusers names.
+
+    `dtype` None keeps what is stored. `transform(name, tensor)` sees every tensor before the cast, on `device`.
+    With `fp8` the linears of the blocks are stored in fp8; a file that holds them so already is taken as it is.
+
+    Raises WeightsError for a file that is none of these or that fits only in part, with what is missing and unexpected.
+    """
+    with open_dit(path) as source:
+        found = detect_dit(source, head_dim=head_dim)
+        with torch.device("meta"):
+            dit = WanDiT(found.variant)
+        if fp8 is not None:
+            use_fp8_linears(dit, fp8)
+        key_map = {name: found.source_key(name) for name in dit.state_dict()}
+        return load_into(dit, source, key_map, dtype=dtype, device=device, transform=transform)
