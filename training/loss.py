@@ -86,9 +86,10 @@ def sample_losses(prediction: Float[Tensor, "B *shape"], target: Float[Tensor, "
     return (weight * error).flatten(1).sum(1) / total
 
 
-def share_of_mean(losses: Float[Tensor, " B"], weights: Float[Tensor, " B"], global_count: int) -> Float[Tensor, ""]:
-    """This process's part of the mean over the global batch: sum(weights * losses) / global_count.
+def weighted_sum(losses: Float[Tensor, " B"], weights: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """sum(weights * losses): this batch's part of the mean over the global batch, before the division.
 
-    The parts of all processes, and of all accumulated batches, add up to the loss, whatever the sizes of the parts.
+    Whoever adds the parts of all processes and accumulated batches divides by the number of all their samples, so
+    that every sample counts the same, however unevenly the global batch is cut.
     """
-    return (weights * losses).sum() / global_count
+    return (weights * losses).sum()

@@ -9,22 +9,21 @@ from torch import Tensor
 
 from common.flow import MODEL_TIME_SCALE
 from common.seeding import derive_seed, generator
-from training.loss import loss_weight, sample_losses, share_of_mean
+from training.loss import loss_weight, sample_losses, weighted_sum
 from training.objective import noisy_input, velocity_target
 from training.timesteps import TimestepSettings, sigmas
-from wan.conditions.given_frames import GivenFrames, apply_given, loss_mask
+from wan.conditions.given_frames import GivenFrames, apply_given, given_timestep, loss_mask
 
 VelocityFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x_sigma, sigma " B", timestep " B" = 1000*sigma) -> velocity of x's shape; inputs are float32."""
+"""(x_sigma, sigma " B", timestep) -> velocity of x's shape. Inputs are float32; the timestep is 1000*sigma " B", or a
+token's each, "B L", where given frames of mode `t0` stand at 0."""
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What a step learns from: this process's samples of one global batch."""
+    """What a step learns from: samples of one batch."""
 
     latents: Float[Tensor, "B C F H W"]
-    global_count: int
-    """Samples of the whole global batch, over all processes and accumulated batches."""
     given: GivenFrames | None = None
     """Clean frames that are put into the input and taken out of the loss."""
     loss_weight: Float[Tensor, "B 1 F H W"] | None = None
@@ -44,9 +43,9 @@ class Draws:
 class StepResult:
     """Loss and what it was made of."""
 
-    loss: Float[Tensor, ""]
-    """This process's part: the parts of all processes and accumulated batches add up to the mean. Call backward on
-    it; where gradients are averaged over P processes (DDP), multiply it by P before."""
+    total: Float[Tensor, ""]
+    """Sum of the weighted losses of the samples, with its graph. Divide the sum of all processes and accumulated
+    batches (or of their gradients) by the number of all their samples: then the parts may be of any sizes."""
     sample_losses: Float[Tensor, " B"]
     """Unweighted loss of each sample, detached."""
     sigma: Float[Tensor, " B"]
@@ -78,28 +77,25 @@ def seed_dropouts(positions: Sequence[int], *, seed: int, epoch: int) -> None:
 
 
 def _mask(batch: StepBatch) -> Tensor | None:
-    masks = [] if batch.given is None else [loss_mask(batch.given)]
-    if batch.loss_weight is not None:
-        masks.append(batch.loss_weight)
-    if not masks:
-        return None
-    return masks[0] if len(masks) == 1 else masks[0] * masks[1].to(masks[0])
+    free, weight = loss_mask(batch.given), batch.loss_weight
+    if free is None or weight is None:
+        return weight if free is None else free
+    return free * weight.to(free)
 
 
 def training_step(velocity: VelocityFunction, batch: StepBatch, draws: Draws, settings: TimestepSettings
                   ) -> StepResult:
     """Flow-matching loss of `velocity` on `batch`.
 
-    x_sigma = (1 - sigma) x0 + sigma noise with given frames put in; the target is noise - x0 in float32; each
-    sample's mean error is weighted by `weighting_scheme` and divided by the global number of samples.
+    x_sigma = (1 - sigma) x0 + sigma noise, given frames put in; the target is noise - x0 in float32; each sample's mean
+    error over what is not given is weighted by `weighting_scheme`.
     """
     device = batch.latents.device
     noise = draws.noise.to(device)
     sigma = sigmas(draws.uniform, settings, (batch.latents.shape[-2], batch.latents.shape[-1])).to(device)
-    noisy = noisy_input(batch.latents, noise, sigma)
-    if batch.given is not None:
-        noisy = apply_given(noisy, batch.given, sigma)
-    prediction = velocity(noisy, sigma, sigma * MODEL_TIME_SCALE)
+    noisy = apply_given(noisy_input(batch.latents, noise, sigma), batch.given, sigma, noise)
+    timestep = given_timestep(sigma * MODEL_TIME_SCALE, batch.given)
+    prediction = velocity(noisy, sigma, timestep)
     losses = sample_losses(prediction, velocity_target(batch.latents, noise), _mask(batch))
     weight = loss_weight(settings.weighting_scheme, sigma, shift=settings.discrete_flow_shift)
-    return StepResult(share_of_mean(losses, weight, batch.global_count), losses.detach(), sigma, weight)
+    return StepResult(weighted_sum(losses, weight), losses.detach(), sigma, weight)
