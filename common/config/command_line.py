@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 import os
 import re
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from common.config.section import FlagField
 from common.errors import nearest
@@ -90,7 +90,7 @@ def help_text(fields: Iterable[FlagField], *, prog: str, description: str, epilo
     """The text of `--help`: flags under the headings of their groups, each with its default."""
     width = min(120, int(os.environ.get("COLUMNS", "0") or 0) or _terminal_width())
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, usage=f"{prog} [flags]",
-                                     formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 30, width))
+                                     formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 10, width))
     parser.add_argument("--config_file", metavar="TOML", help="settings file with flag names as keys; the command line "
                         "wins over it. The settings that a run prints at its start are such a file")
     for group, members in groupby(fields, key=lambda flag: flag.group):
@@ -120,8 +120,9 @@ def _add_to_help(section: Any, flag: FlagField) -> None:
 
 
 def _metavar(flag: FlagField) -> str:
+    inner = [kind for kind in get_args(flag.annotation) if kind is not Ellipsis]
+    kind = inner[0] if get_origin(flag.annotation) in (list, tuple) and inner else flag.annotation
     names = {int: "N", float: "X"}
-    kind = flag.annotation
     if kind in names:
         return names[kind]
     return "PATH" if getattr(kind, "__name__", "") == "Path" else "VALUE"

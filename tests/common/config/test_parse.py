@@ -169,5 +169,5 @@ def test_help_explains_each_flag_and_ends_the_process(capsys: pytest.CaptureFixt
     assert ended.value.code == 0
     for piece in ("General:", "Network:", "--no_shuffle", "Base weights (required)",
                   "(default: t2v-14B); also --model_task", "--config_file TOML",
-                  "--video_size VALUE VALUE", "{plain,double}"):
+                  "--video_size N N", "{plain,double}"):
         assert piece in text, piece

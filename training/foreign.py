@@ -1,0 +1,73 @@
+"""musubi-tuner's training flags that this program does not have, each with the answer that its user gets."""
+
+from common.config import Foreign
+
+_PREVIEW = "only previews in training use it, and they come later; generate_video.py shows a checkpoint meanwhile"
+_PREVIEWS_COME = "previews in training come later; leave it out, and try checkpoints with generate_video.py meanwhile"
+_STATE = ("saving and resuming the whole state comes later; checkpoints (--save_every_n_steps) are kept, and "
+          "--network_weights goes on from one with a fresh optimiser")
+_EXPERTS = "models with two experts (Wan 2.2) come later; give the one DiT of a Wan 2.1 model to --dit"
+_COMPILE = "compilation comes with the work on speed; results are the same without it"
+_SWAP = "block swap comes with the work on memory; --fp8_base and --gradient_checkpointing save memory today"
+_DYNAMO = "musubi-tuner's older route through accelerate; leave it out (--compile comes with the work on speed)"
+_NO_DDP = "gradients are summed in one bucket without DistributedDataParallel, so there is nothing to tune"
+_HUB = "nothing is uploaded from here; leave it out and use 'hf upload' on --output_dir when you want to share"
+
+FOREIGN = (
+    Foreign("vae", "accepted", _PREVIEW),
+    Foreign("t5", "accepted", _PREVIEW),
+    Foreign("clip", "accepted", _PREVIEW),
+    Foreign("vae_dtype", "accepted", _PREVIEW),
+    Foreign("fp8_t5", "accepted", _PREVIEW),
+    Foreign("vae_cache_cpu", "accepted", _PREVIEW),
+    Foreign("one_frame", "refused", "one-frame previews belong to FramePack models, which OmniTuner does not train"),
+    Foreign("dit_high_noise", "coming", _EXPERTS),
+    Foreign("timestep_boundary", "coming", _EXPERTS),
+    Foreign("offload_inactive_dit", "coming", _EXPERTS),
+    Foreign("force_v2_1_time_embedding", "accepted", "a clip with one time for all tokens is embedded once anyway"),
+    Foreign("flash3", "coming", "FlashAttention 3 comes with the work on speed; --sdpa takes cuDNN's kernel on the "
+                                "same cards"),
+    Foreign("xformers", "refused", "torch's own attention (--sdpa) is as fast and needs no package"),
+    Foreign("sage_attn", "refused", "SageAttention has no backward pass (musubi-tuner refuses it in training too); "
+                                    "use --sdpa"),
+    Foreign("split_attn", "accepted", "the samples of a batch are equally long, so attention needs no mask"),
+    Foreign("compile", "coming", _COMPILE),
+    Foreign("compile_backend", "coming", _COMPILE),
+    Foreign("compile_mode", "coming", _COMPILE),
+    Foreign("compile_dynamic", "coming", _COMPILE),
+    Foreign("compile_fullgraph", "coming", _COMPILE),
+    Foreign("compile_cache_size_limit", "coming", _COMPILE),
+    Foreign("dynamo_backend", "refused", _DYNAMO),
+    Foreign("dynamo_mode", "refused", _DYNAMO),
+    Foreign("dynamo_fullgraph", "refused", _DYNAMO),
+    Foreign("dynamo_dynamic", "refused", _DYNAMO),
+    Foreign("persistent_data_loader_workers", "accepted", "the threads that read caches cost nothing to start"),
+    Foreign("gradient_checkpointing_cpu_offload", "coming", "offloading of activations comes with the work on memory; "
+                                                            "--gradient_checkpointing alone keeps one tensor a block"),
+    Foreign("blocks_to_swap", "coming", _SWAP),
+    Foreign("use_pinned_memory_for_block_swap", "coming", _SWAP),
+    Foreign("block_swap_h2d_only", "coming", _SWAP),
+    Foreign("block_swap_ring_size", "coming", _SWAP),
+    Foreign("img_in_txt_in_offloading", "refused", "it belongs to HunyuanVideo"),
+    Foreign("disable_numpy_memmap", "accepted", "weights are read one tensor at a time, without numpy"),
+    Foreign("guidance_scale", "accepted", "it belongs to HunyuanVideo; Wan has no embedded guidance"),
+    Foreign("save_last_n_epochs_state", "coming", _STATE),
+    Foreign("save_last_n_steps_state", "coming", _STATE),
+    Foreign("save_state", "coming", _STATE),
+    Foreign("save_state_on_train_end", "coming", _STATE),
+    Foreign("resume", "coming", _STATE),
+    Foreign("sample_prompts", "coming", _PREVIEWS_COME),
+    Foreign("sample_every_n_steps", "coming", _PREVIEWS_COME),
+    Foreign("sample_every_n_epochs", "coming", _PREVIEWS_COME),
+    Foreign("sample_at_first", "coming", _PREVIEWS_COME),
+    Foreign("ddp_gradient_as_bucket_view", "accepted", _NO_DDP),
+    Foreign("ddp_static_graph", "accepted", _NO_DDP),
+    Foreign("huggingface_repo_id", "refused", _HUB),
+    Foreign("huggingface_repo_type", "refused", _HUB),
+    Foreign("huggingface_path_in_repo", "refused", _HUB),
+    Foreign("huggingface_token", "refused", _HUB),
+    Foreign("huggingface_repo_visibility", "refused", _HUB),
+    Foreign("save_state_to_huggingface", "refused", _HUB),
+    Foreign("resume_from_huggingface", "refused", _HUB),
+    Foreign("async_upload", "refused", _HUB),
+)
