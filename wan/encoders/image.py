@@ -15,7 +15,8 @@ from wan.encoders.detect import count_blocks, need
 from wan.weights.load import Adapted, load_into
 from wan.weights.source import WeightsSource, open_weights
 
-PREFERRED = ("models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", "models_clip*.pth", "clip_vision_h*.safetensors")
+PREFERRED = ("models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", "models_clip*.pth",
+             "clip_vision_h*.safetensors")
 REMEDY = ("Give models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth of the Wan 2.1 I2V download, or ComfyUI's "
           "clip_vision_h.safetensors.")
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -34,7 +35,7 @@ OFFICIAL_RULES = tuple((re.compile(pattern), new) for pattern, new in (
     (r"^encoder\.layers\.(\d+)\.mlp\.fc1\.", r"transformer.\1.mlp.0."),
     (r"^encoder\.layers\.(\d+)\.mlp\.fc2\.", r"transformer.\1.mlp.2."),
 ))
-"""Name in transformers' `CLIPVisionModel` (without `vision_model.`) -> name in the official file (without `visual.`)."""
+"""Name in transformers' `CLIPVisionModel` (no `vision_model.`) -> name in the official file (no `visual.`)."""
 NOT_NEEDED = ("textual.", "log_scale", "visual.head", "head", "visual_projection.", "text_model.", "text_projection.",
               "logit_scale", "vision_model.embeddings.position_ids", "embeddings.position_ids")
 """What whole CLIP checkpoints hold besides the tower, and the projection that Wan does not use."""
@@ -85,7 +86,7 @@ def load_image_encoder(path: str | os.PathLike[str], *, heads: int = 16, dtype: 
     """The CLIP vision tower in `path` (a file or a folder that holds it), frozen.
 
     Sizes are read from the weights, but for the number of attention heads, which no file tells.
-    Raises WeightsError when the file holds no such tower or only a part of it, or when `heads` does not divide its width.
+    Raises WeightsError when the file holds no such tower or only a part of it, or `heads` does not divide its width.
     """
     with open_weights(path, preferred=PREFERRED) as source:
         origin = _layout(source)
@@ -146,8 +147,8 @@ def _build(source: WeightsSource, origin: Callable[[str], str | Adapted], heads:
     need(source, known_by, what="a CLIP vision tower", remedy=REMEDY)
     width, _, patch, _ = source.shape(patches)
     if width % heads:
-        raise WeightsError(f"{source.path}: a CLIP tower of width {width} cannot have {heads} heads. Give the number of "
-                           "attention heads that it was trained with (16 for ViT-H).")
+        raise WeightsError(f"{source.path}: a CLIP tower of width {width} cannot have {heads} heads. Give the number "
+                           "of attention heads that it was trained with (16 for ViT-H).")
     side = round((source.shape(positions)[-2] - 1) ** 0.5) * patch
     return build_image_encoder(
         hidden_size=width, intermediate_size=source.shape(widened)[0], num_attention_heads=heads, patch_size=patch,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import os
-from pathlib import Path
 import re
 from typing import Any
 
@@ -22,7 +21,8 @@ REMEDY = "Give models_t5_umt5-xxl-enc-bf16.pth of any Wan 2.1 download, or Comfy
 OFFICIAL_RULES = tuple((re.compile(pattern), new) for pattern, new in (
     (r"^(shared|encoder\.embed_tokens)\.", "token_embedding."),
     (r"^encoder\.final_layer_norm\.", "norm."),
-    (r"^encoder\.block\.(\d+)\.layer\.0\.SelfAttention\.relative_attention_bias\.", r"blocks.\1.pos_embedding.embedding."),
+    (r"^encoder\.block\.(\d+)\.layer\.0\.SelfAttention\.relative_attention_bias\.",
+     r"blocks.\1.pos_embedding.embedding."),
     (r"^encoder\.block\.(\d+)\.layer\.0\.SelfAttention\.", r"blocks.\1.attn."),
     (r"^encoder\.block\.(\d+)\.layer\.0\.layer_norm\.", r"blocks.\1.norm1."),
     (r"^encoder\.block\.(\d+)\.layer\.1\.layer_norm\.", r"blocks.\1.norm2."),
@@ -133,7 +133,8 @@ def _build(source: WeightsSource, name: Callable[[str], str]) -> nn.Module:
         relative_attention_num_buckets=source.shape(bias)[0])
 
 
-def _tokenizer(source: WeightsSource, given: str | os.PathLike[str] | None, vocabulary: int) -> Tokenizer | WeightsError:
+def _tokenizer(source: WeightsSource, given: str | os.PathLike[str] | None,
+               vocabulary: int) -> Tokenizer | WeightsError:
     try:
         tokenizer = find_tokenizer(source.path, given, source=source)
     except WeightsError as error:
@@ -141,6 +142,6 @@ def _tokenizer(source: WeightsSource, given: str | os.PathLike[str] | None, voca
             raise
         return error
     if tokenizer.size > vocabulary:
-        raise WeightsError(f"{tokenizer.origin}: a tokenizer of {tokenizer.size} ids for {Path(source.path).name}, which "
-                           f"embeds {vocabulary}. Give --tokenizer the one that belongs to the weights.")
+        raise WeightsError(f"{tokenizer.origin}: a tokenizer of {tokenizer.size} ids for {source.path.name}, "
+                           f"which embeds {vocabulary}. Give --tokenizer the one that belongs to the weights.")
     return tokenizer

@@ -92,5 +92,5 @@ def _detect(source: WeightsSource, is_diffusers: bool) -> VaeShape:
 def _refuse_wan22(source: WeightsSource, latent_convolution: str) -> None:
     is_nested = any(".downsamples.0.downsamples." in key or ".down_blocks.0.resnets." in key for key in source)
     if is_nested or (latent_convolution in source and source.shape(latent_convolution)[0] == 48):
-        raise WeightsError(f"{source.path}: the VAE of Wan 2.2 (48 channels, stride 4x16x16), which only TI2V-5B uses and "
-                           f"which is not supported yet. {REMEDY}")
+        raise WeightsError(f"{source.path}: the VAE of Wan 2.2 (48 channels, stride 4x16x16), which only TI2V-5B uses "
+                           f"and which is not supported yet. {REMEDY}")

@@ -41,7 +41,7 @@ def causal_conv(channels: int, out_channels: int, kernel: int) -> CausalConv3d:
 
 
 class RMSNorm(nn.Module):
-    """x / |x| * sqrt(C) * gamma over the channels, at every place by itself; `spatial_axes` 3 for video, 2 for pictures."""
+    """x / |x| * sqrt(C) * gamma over the channels of each place; `spatial_axes` 3 for video, 2 for pictures."""
 
     def __init__(self, channels: int, spatial_axes: int = 3) -> None:
         super().__init__()
@@ -122,16 +122,17 @@ class Upsample(nn.Module):
     def forward(self, x: Float[Tensor, "B C T H W"], past: PastFrames) -> Float[Tensor, "B c t h w"]:
         """One chunk; the first chunk of a clip is its first latent frame alone."""
         if self.time_conv is not None:
-            x = self._double_frames(x, past)
+            x = self._double_frames(self.time_conv, x, past)
         batch = x.shape[0]
         frames = repeat(x, "b c t h w -> (b t) c (h 2) (w 2)")
         return rearrange(self.resample["1"](frames), "(b t) c h w -> b c t h w", b=batch)
 
-    def _double_frames(self, x: Float[Tensor, "B C T H W"], past: PastFrames) -> Float[Tensor, "B C t H W"]:
+    def _double_frames(self, time_conv: CausalConv3d, x: Float[Tensor, "B C T H W"],
+                       past: PastFrames) -> Float[Tensor, "B C t H W"]:
         if self not in past:
             # The first latent frame is one video frame, and the frames after it do not see it: for them, as in the
             # original, zeros stand before the second latent frame.
             past.keep(self, x[:, :, :0])
             return x
-        doubled = self.time_conv(x, past)
+        doubled = time_conv(x, past)
         return rearrange(doubled, "b (two c) t h w -> b c (t two) h w", two=2)

@@ -1,0 +1,73 @@
+"""Features `latents`, `control_latents`, `reference_latents`: VAE latents of a clip, its control video, a picture."""
+
+from collections.abc import Sequence
+import os
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from common.dtypes import dtype_name
+from common.media.picture import to_minus_one_one
+from wan.encoders.base import ModelEncoder, ModelKind
+from wan.encoders.specs import CONTROL_LATENTS, LATENTS, REFERENCE_LATENTS
+
+if TYPE_CHECKING:
+    from common.media.item import Media
+    from wan.modules.vae import Vae
+
+
+class VaeEncoder(ModelEncoder):
+    """What the features made by the VAE share.
+
+    `weights`: the file(s) of the VAE. `picture_mode`: how the pictures came to their size; it is only recorded.
+    """
+
+    model: ClassVar[ModelKind] = "vae"
+
+    def __init__(self, vae: "Vae", weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *,
+                 picture_mode: str = "cover") -> None:
+        super().__init__(weights)
+        self.vae = vae
+        self.picture_mode = picture_mode
+
+    def options(self) -> dict[str, str]:
+        """dtype and picture mode."""
+        return {"dtype": dtype_name(self.vae.dtype), "picture_mode": self.picture_mode}
+
+    def latents_of(self, frames: np.ndarray) -> Tensor:
+        """uint8 ``[N H W 3]`` or ``[H W 3]`` to normalised latents `16 F H W`, float32 on the CPU."""
+        return self.vae.encode(to_minus_one_one(frames)[None])[0].float().cpu()
+
+
+class LatentsEncoder(VaeEncoder):
+    """Latents of the clip's frames."""
+
+    spec = LATENTS
+    needs = ("frames",)
+
+    def encode(self, media: "Media") -> dict[str, Tensor]:
+        """``{"latents": "16 F H W"}``."""
+        return {"latents": self.latents_of(self.required(media.frames, "frames"))}
+
+
+class ControlLatentsEncoder(VaeEncoder):
+    """Latents of the clip's control video (pose, depth …) for Fun-Control models."""
+
+    spec = CONTROL_LATENTS
+    needs = ("control",)
+
+    def encode(self, media: "Media") -> dict[str, Tensor]:
+        """``{"latents": "16 F H W"}``."""
+        return {"latents": self.latents_of(self.required(media.control, "a control video"))}
+
+
+class ReferenceLatentsEncoder(VaeEncoder):
+    """Latent of the reference picture, one frame."""
+
+    spec = REFERENCE_LATENTS
+    needs = ("reference",)
+
+    def encode(self, media: "Media") -> dict[str, Tensor]:
+        """``{"latents": "16 1 H W"}``."""
+        return {"latents": self.latents_of(self.required(media.reference, "a reference picture"))}
