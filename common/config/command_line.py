@@ -89,8 +89,9 @@ def _wrong_count(spelling: str, given: list[str], flag: FlagField) -> str | None
 def help_text(fields: Iterable[FlagField], *, prog: str, description: str, epilog: str) -> str:
     """The text of `--help`: flags under the headings of their groups, each with its default."""
     width = min(120, int(os.environ.get("COLUMNS", "0") or 0) or _terminal_width())
-    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, usage=f"{prog} [flags]",
-                                     formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 10, width))
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, epilog=epilog, usage=f"{prog} [flags]",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 10, width))
     parser.add_argument("--config_file", metavar="TOML", help="settings file with flag names as keys; the command line "
                         "wins over it. The settings that a run prints at its start are such a file")
     for group, members in groupby(fields, key=lambda flag: flag.group):
