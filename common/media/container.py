@@ -1,0 +1,67 @@
+"""Opening media files through PyAV: quiet, and with every failure told as a MediaError that names the file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import os
+from pathlib import Path
+from typing import Any
+
+from common.errors import MediaError, UserError
+
+
+def quiet() -> Any:
+    """The PyAV module with FFmpeg's own messages switched off (they go to stderr and repeat what the errors say)."""
+    import av
+
+    av.logging.set_level(av.logging.PANIC)
+    return av
+
+
+def reason(error: Exception) -> str:
+    """First line of an error in the user's words, without the errno and the path that FFmpeg repeats."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0]
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raise MediaError where `path` is no file or is empty."""
+    if not os.path.isfile(path):
+        raise MediaError(f"{path}: there is no such file. Check the path.")
+    if os.path.getsize(path) == 0:
+        raise MediaError(f"{path}: the file is empty (0 bytes). Copy it again or take it out.")
+
+
+@contextmanager
+def open_media(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """An open PyAV input container; whatever fails inside the block becomes a MediaError naming the file.
+
+    Damaged files make PyAV raise more than its own errors (UnicodeDecodeError, for one), hence the wide net.
+    """
+    check_file(path)
+    av = quiet()
+    try:
+        with av.open(str(Path(path)), metadata_errors="ignore") as container:
+            yield container
+    except UserError:
+        raise
+    except Exception as error:
+        raise MediaError(f"{path}: damaged or not a media file ({reason(error)}). "
+                         "Copy, download or re-encode it, or take it out.") from error
+
+
+def picture_stream(container: Any) -> Any | None:
+    """The first stream of moving pictures, or None; a cover picture inside a sound file does not count."""
+    for stream in container.streams.video:
+        if not _is_cover(stream):
+            return stream
+    return None
+
+
+def sound_stream(container: Any) -> Any | None:
+    """The first sound stream, or None."""
+    return next(iter(container.streams.audio), None)
+
+
+def _is_cover(stream: Any) -> bool:
+    flag = getattr(type(stream.disposition), "attached_pic", None)
+    return bool(flag is not None and stream.disposition & flag)

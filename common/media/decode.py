@@ -1,0 +1,120 @@
+"""Decoding chosen pictures of a video as RGB, from the nearest place where decoding can start."""
+
+from collections.abc import Iterator, Sequence
+import os
+from typing import Any
+
+import numpy as np
+
+from common.errors import MediaError
+from common.logs import get_logger
+from common.media.container import open_media, picture_stream
+from common.media.picture import turn
+from common.media.scan import Scan
+
+log = get_logger(__name__)
+
+MISSED_FORGIVEN = 2
+"""Pictures that may fail to come out of the decoder (hidden ones, or at a cut) before the file counts as damaged."""
+
+# AVColorSpace → the matrix that swscale knows by Colorspace's number; the rest means "not said".
+_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+_BT709, _BT601 = 1, 5
+_LIMITED_RANGE, _FULL_RANGE = 1, 2
+
+
+def decode_pictures(path: str | os.PathLike[str], scan: Scan, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """RGB pictures ``[H W 3]`` uint8 as shown, one for each index in `wanted` (strictly ascending, into the time line).
+
+    Starts at the last key frame before the first wanted picture and gives the same pictures as reading from the
+    beginning. Only wanted pictures are converted, and one at a time is held.
+    Raises MediaError where the file is damaged; a damaged picture is an error, never a guess.
+    """
+    stamps = [int(scan.timeline.pts[index]) for index in wanted]
+    if not stamps:
+        return
+    position, missed = 0, 0
+    previous = None
+    for pts, frame in _frames_from(path, scan, stamps[0]):
+        while position < len(stamps) and pts > stamps[position]:
+            missed += 1
+            yield _rgb(_need(path, previous, scan, stamps[position]), scan)
+            position += 1
+        if position < len(stamps) and pts == stamps[position]:
+            yield _rgb(frame, scan)
+            position += 1
+        if position == len(stamps):
+            break
+        previous = frame
+    for stamp in stamps[position:]:
+        missed += 1
+        yield _rgb(_need(path, previous, scan, stamp), scan)
+    if missed > max(MISSED_FORGIVEN, len(stamps) // 10):
+        raise MediaError(f"{path}: damaged: {missed} of {len(stamps)} pictures could not be decoded. "
+                         "Re-encode the file.")
+    if missed:
+        log.warning("%s: %d of %d pictures could not be decoded; each shows the one before", path, missed, len(stamps))
+
+
+def _need(path: str | os.PathLike[str], frame: Any, scan: Scan, stamp: int) -> Any:
+    if frame is None:
+        second = (stamp - int(scan.timeline.pts[0])) * float(scan.timeline.time_base)
+        raise MediaError(f"{path}: damaged: the picture at {second:.2f} s cannot be decoded. Re-encode the file.")
+    return frame
+
+
+def _frames_from(path: str | os.PathLike[str], scan: Scan, first: int) -> Iterator[tuple[int, Any]]:
+    """(pts, frame) in order, from a picture at or before `first`; falls back to the file's beginning."""
+    keys = [key for key in scan.timeline.keys if key[0] <= first]
+    if keys and keys[-1] != scan.timeline.keys[0]:
+        frames = _decoded(path, scan, first, keys[-1][1])
+        try:
+            start = next(frames, None)
+        except MediaError:
+            start = None
+        # A file may promise a key frame and need earlier ones all the same (open groups, gradual refresh).
+        if start is not None and start[0] <= first:
+            yield start
+            yield from frames
+            return
+        frames.close()
+    yield from _decoded(path, scan, first, None)
+
+
+def _decoded(path: str | os.PathLike[str], scan: Scan, first: int, seek_dts: int | None) -> Iterator[tuple[int, Any]]:
+    """(pts, frame) in order, after a seek or from the beginning; pictures before `first` may be damaged, later not."""
+    with open_media(path) as container:
+        stream = picture_stream(container)
+        stream.thread_type = "AUTO"
+        # Without this, decoders paint over damage and say nothing.
+        stream.codec_context.options = {"err_detect": "explode"}
+        if seek_dts is not None:
+            container.seek(seek_dts, stream=stream, backward=True)
+        count = 0
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                continue
+            for frame in packet.decode():
+                pts = count if scan.timeline.untimed else frame.pts
+                count += 1
+                if frame.is_corrupt and pts >= first:
+                    second = (pts - int(scan.timeline.pts[0])) * float(scan.timeline.time_base)
+                    raise MediaError(f"{path}: damaged: the picture at {second:.2f} s is broken. "
+                                     "Copy, download or re-encode the file, or take it out.")
+                yield pts, frame
+
+
+def _rgb(frame: Any, scan: Scan) -> np.ndarray:
+    """One decoded frame as shown: colours by its own tags, turned, with square pixels."""
+    matrix = _MATRICES.get(int(frame.colorspace), _BT709 if min(frame.width, frame.height) >= 720 else _BT601)
+    full = frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj")
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    rgb = frame.to_ndarray(format="rgba" if has_alpha else "rgb24", src_colorspace=matrix, dst_colorspace=matrix,
+                           src_color_range=_FULL_RANGE if full else _LIMITED_RANGE, dst_color_range=_FULL_RANGE)
+    if has_alpha:
+        rgb = ((rgb[:, :, :3].astype(np.uint16) * rgb[:, :, 3:] + 127) // 255).astype(np.uint8)
+    if scan.first.pixel_aspect != 1:
+        import cv2
+
+        rgb = cv2.resize(rgb, scan.first.square_size, interpolation=cv2.INTER_CUBIC)
+    return turn(rgb, scan.first.orientation)
