@@ -20,7 +20,7 @@ class Float32Linear(nn.Linear):
         return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
-def timestep_sinusoid(timestep: Float[Tensor, "*rest"], width: int) -> Float[Tensor, "*rest width"]:
+def timestep_sinusoid(timestep: Float[Tensor, "*rest"], width: int) -> Float[Tensor, "*rest {width}"]:
     """`width`/2 cosines, then as many sines, of t·10000^(-k/(width/2)); t in 0…1000; computed in float64.
 
     A float32 sinusoid moves the velocity by 1e-4 (measured against diffusers).
@@ -31,7 +31,7 @@ def timestep_sinusoid(timestep: Float[Tensor, "*rest"], width: int) -> Float[Ten
     return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
 
 
-def pad_text(text: Sequence[Float[Tensor, "T D"]], length: int) -> Float[Tensor, "B length D"]:
+def pad_text(text: Sequence[Float[Tensor, "_ D"]], length: int) -> Float[Tensor, "B {length} D"]:
     """Stack encoded prompts, zeros after each (Wan's models see the zeros; there is no mask)."""
     longest = max(len(one) for one in text)
     if longest > length:
