@@ -5,7 +5,7 @@ from math import ceil, sqrt
 from typing import Literal, get_args
 
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,11 +53,23 @@ def fit_exact(frames: UInt8[np.ndarray, "*n h w 3"], size: tuple[int, int],
     return to_minus_one_one(fit(pictures, size, mode))
 
 
-def to_minus_one_one(frames: UInt8[np.ndarray, "*n h w 3"]) -> Float[Tensor, "3 n h w"]:
-    """uint8 0…255 as float32 -1…1, channels first: ``[N H W 3]`` → ``3 N H W``; a single picture gives N = 1."""
+def to_minus_one_one(frames: UInt8[np.ndarray, "*n h w 3"] | Float32[np.ndarray, "*n h w 3"]
+                     ) -> Float[Tensor, "3 n h w"]:
+    """uint8 0…255 as float32 -1…1, channels first: ``[N H W 3]`` → ``3 N H W``; a single picture gives N = 1.
+
+    float32 frames are in -1…1 already (from `exact_frames`) and keep their values.
+    """
     pictures = frames if frames.ndim == 4 else frames[None]
     channels_first = torch.from_numpy(np.ascontiguousarray(pictures.transpose(3, 0, 1, 2)))
+    if channels_first.dtype == torch.float32:
+        return channels_first
     return channels_first.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def exact_frames(frames: UInt8[np.ndarray, "*n h w 3"], size: tuple[int, int],
+                 mode: PictureMode = "cover") -> Float32[np.ndarray, "n height width 3"]:
+    """The numbers of `fit_exact` in the layout of frames, so that encoders of cached features see no rounding."""
+    return rearrange(fit_exact(frames, size, mode), "c n h w -> n h w c").contiguous().numpy()
 
 
 def wan_i2v_size(height: int, width: int, max_area: int) -> tuple[int, int]:
