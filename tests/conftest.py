@@ -27,3 +27,13 @@ def shared() -> Path:
 def golden(shared: Path) -> Path:
     """Folder of the golden vectors."""
     return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny random weights that `tools/tiny_weights.py` writes; made once a session, not to be changed."""
+    from tools.tiny.write import write_tiny_weights
+
+    folder = tmp_path_factory.mktemp("tiny_weights")
+    write_tiny_weights(folder)
+    return folder
