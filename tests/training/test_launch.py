@@ -1,0 +1,46 @@
+"""Precision, seed and processes of a run."""
+
+import pytest
+import torch
+
+from common.config import to_toml
+from common.errors import ConfigError
+from training.config import LoggingSection, SpeedSection, TrainConfig
+from training.launch import base_dtype, make_accelerator, with_seed
+from training.parallel import Processes
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(("flag", "told", "device", "expected"), [
+    (None, None, CPU, torch.float32),
+    ("bf16", None, CPU, torch.bfloat16),
+    (None, "bf16", CPU, torch.bfloat16),
+    ("no", "bf16", CPU, torch.float32),
+    (None, "no", CPU, torch.float32),
+])
+def test_precision_follows_flag_then_launch_then_device(flag: str | None, told: str | None, device: torch.device,
+                                                        expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if told is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
+    assert base_dtype(SpeedSection(mixed_precision=flag), device) == expected
+
+
+def test_fp16_is_refused_from_the_launch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ConfigError, match="fp16 is not offered"):
+        base_dtype(SpeedSection(), CPU)
+
+
+def test_a_random_seed_is_kept_in_the_settings() -> None:
+    config = TrainConfig.from_flags(dataset_config="d.toml", dit="x", output_dir="o")
+    seeded = with_seed(config, Processes())
+    assert isinstance(seeded.length.seed, int) and f"seed = {seeded.length.seed}" in to_toml(seeded)
+    assert with_seed(seeded, Processes()) == seeded
+
+
+def test_deepspeed_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="DeepSpeed, which comes later"):
+        make_accelerator(LoggingSection())

@@ -1,0 +1,73 @@
+"""The processes of a launch, the device, the precision and the seed of a run."""
+
+from datetime import timedelta
+import os
+import secrets
+from typing import Any
+
+import torch
+
+from common.errors import ConfigError
+from common.logs import get_logger
+from training.config import FP16_REFUSED, LoggingSection, SpeedSection, TrainConfig
+from training.parallel import Processes
+from training.trackers import log_folder, tracker_names
+
+log = get_logger(__name__)
+
+
+def make_accelerator(settings: LoggingSection) -> Any:
+    """accelerate's view of the launch: processes, device, trackers. Precision and gradients stay in our own hands.
+
+    Raises ConfigError when accelerate was told to use DeepSpeed or FSDP.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    for name in ("DeepSpeed", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("1", "true"):
+            raise ConfigError(f"accelerate is set up for {name}, which comes later. Launch without it: "
+                              "accelerate launch --multi_gpu, or choose no distributed plugin in 'accelerate config'.")
+    folder = log_folder(settings)
+    waits = InitProcessGroupKwargs(timeout=timedelta(minutes=settings.ddp_timeout)) if settings.ddp_timeout else None
+    # accelerate launch may ask for fp16, which it refuses on a CPU; its own precision is never used here.
+    return Accelerator(mixed_precision="no", log_with=tracker_names(settings) or None,
+                       project_dir=None if folder is None else str(folder), kwargs_handlers=[waits] if waits else None)
+
+
+def processes_of(accelerator: Any) -> Processes:
+    """Rank, number of processes and device of an Accelerator."""
+    return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
+
+
+def base_dtype(settings: SpeedSection, device: torch.device) -> torch.dtype:
+    """Precision of the frozen base: --mixed_precision, else what accelerate launch was told, else bf16 on a GPU.
+
+    accelerate launch says "no" when nobody asked it anything, so its "no" is no wish.
+    """
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    wish = settings.mixed_precision or (told if told in ("bf16", "fp16") else None)
+    if wish == "fp16":
+        raise ConfigError(FP16_REFUSED)
+    if wish is None:
+        wish = "bf16" if device.type == "cuda" else "no"
+    if wish == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        log.warning("this GPU has no bfloat16 units; it is emulated and slow. --mixed_precision no uses float32.")
+    return torch.bfloat16 if wish == "bf16" else torch.float32
+
+
+def with_seed(config: TrainConfig, processes: Processes) -> TrainConfig:
+    """The settings with a seed: the given one, or a random one that all processes share."""
+    seed = config.length.seed
+    if seed is None:
+        seed = processes.gather(secrets.randbelow(2**31))[0]
+    return config.model_copy(update={"length": config.length.model_copy(update={"seed": seed})})
+
+
+def set_up_torch(settings: SpeedSection, seed: int) -> None:
+    """Seed torch (for initial weights: equal on every process) and set what the user chose for CUDA."""
+    torch.manual_seed(seed)
+    if settings.cuda_allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    if settings.cuda_cudnn_benchmark:
+        torch.backends.cudnn.benchmark = True
