@@ -1,5 +1,6 @@
 """Shift, scale and gate of a block's tokens by the time step, for runs of tokens with timesteps of their own."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -25,24 +26,33 @@ Modulation = tuple[Segment, ...]
 def shift_and_scale(tokens: Float[Tensor, "B L D"], modulation: Modulation, own: Float[Tensor, "1 6 D"],
                     rows: tuple[int, int], eps: float) -> Float[Tensor, "B L D"]:
     """layer_norm(tokens)·(1 + scale) + shift in float32, returned in the tokens' dtype. `rows` = (shift, scale)."""
-    def change(part: Tensor, table: Tensor) -> Tensor:
-        shift, scale = (table[:, :, row] + own[:, None, row].float() for row in rows)
-        normed = F.layer_norm(part.float(), part.shape[-1:], eps=eps)
-        return (normed * (1 + scale) + shift).to(part.dtype)
-    if len(modulation) == 1:
-        return change(tokens, modulation[0].table)
-    parts = tokens.split([segment.length for segment in modulation], dim=1)
-    return torch.cat([change(part, segment.table) for part, segment in zip(parts, modulation, strict=True)], dim=1)
+    parts = _split(tokens, modulation)
+    return _join([_shift_and_scale(part, _row(segment, own, rows[0]), _row(segment, own, rows[1]), eps)
+                  for part, segment in zip(parts, modulation, strict=True)])
 
 
 def add_gated(tokens: Float[Tensor, "B L D"], update: Float[Tensor, "B L D"], modulation: Modulation,
               own: Float[Tensor, "1 6 D"], row: int) -> Float[Tensor, "B L D"]:
     """tokens + update·gate in float32, returned in the tokens' dtype."""
-    def change(part: Tensor, new: Tensor, table: Tensor) -> Tensor:
-        gate = table[:, :, row] + own[:, None, row].float()
-        return (part.float() + new.float() * gate).to(part.dtype)
+    parts = zip(_split(tokens, modulation), _split(update, modulation), modulation, strict=True)
+    return _join([(part.float() + new.float() * _row(segment, own, row)).to(part.dtype)
+                  for part, new, segment in parts])
+
+
+def _shift_and_scale(tokens: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    normed = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=eps)
+    return (normed * (1 + scale) + shift).to(tokens.dtype)
+
+
+def _row(segment: Segment, own: Tensor, row: int) -> Tensor:
+    return segment.table[:, :, row] + own[:, None, row].float()
+
+
+def _split(tokens: Tensor, modulation: Modulation) -> Sequence[Tensor]:
     if len(modulation) == 1:
-        return change(tokens, update, modulation[0].table)
-    lengths = [segment.length for segment in modulation]
-    parts = zip(tokens.split(lengths, dim=1), update.split(lengths, dim=1), modulation, strict=True)
-    return torch.cat([change(part, new, segment.table) for part, new, segment in parts], dim=1)
+        return (tokens,)
+    return tokens.split([segment.length for segment in modulation], dim=1)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
