@@ -139,13 +139,13 @@ def build_optimizer(name: str, groups: Sequence[Mapping[str, Any]], *, learning_
     """
     kind = optimizer_class(name)
     options = parse_arguments(arguments, kind, "optimizer_args", taken=("lr",))
-    groups = [dict(group) for group in groups]
+    own_groups = [dict(group) for group in groups]
     if kind.__name__ in ("Prodigy", "DAdaptAdam", "DAdaptLion"):
-        _check_one_rate(kind.__name__, groups, learning_rate)
+        _check_one_rate(kind.__name__, own_groups, learning_rate)
     if "relative_step" in inspect.signature(kind).parameters and options.get("relative_step", True):
-        return _relative_adafactor(kind, groups, learning_rate, options)
+        return _relative_adafactor(kind, own_groups, learning_rate, options)
     try:
-        return kind(groups, lr=learning_rate, **options)  # type: ignore[call-arg]
+        return kind(own_groups, lr=learning_rate, **options)  # type: ignore[call-arg]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer_type '{kind.__name__}' refuses its settings: {error}") from error
 

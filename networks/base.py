@@ -1,0 +1,52 @@
+"""Network modules by name (`--network_module networks.lora_wan`) and the arguments that all of them understand."""
+
+from collections.abc import Mapping, Sequence
+import importlib
+from types import ModuleType
+
+from common.errors import ConfigError, nearest
+
+NETWORK_MODULES = ("networks.lora_wan",)
+COMING = ("networks.loha", "networks.lokr", "lycoris.kohya")
+
+
+def network_module(name: str) -> ModuleType:
+    """The module that makes networks: it has `create_network`. ConfigError names the nearest known one."""
+    if name in COMING:
+        raise ConfigError(f"network_module '{name}' comes later. Use networks.lora_wan.")
+    if name not in NETWORK_MODULES:
+        raise ConfigError(f"network_module '{name}' is unknown{nearest(name, (*NETWORK_MODULES, *COMING))}. "
+                          f"Use {' or '.join(NETWORK_MODULES)}.")
+    return importlib.import_module(name)
+
+
+def split_network_args(pairs: Sequence[str]) -> dict[str, str]:
+    """{name: text} of ``--network_args name=value …``; a value may hold "=" itself. ConfigError lists bad pairs."""
+    arguments: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise ConfigError(f"network_args '{pair}' is not of the form name=value.")
+        if name in arguments:
+            raise ConfigError(f"network_args: '{name}' is given twice.")
+        arguments[name] = value.strip()
+    return arguments
+
+
+def requested_conditions(arguments: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """{condition: its settings as text} of ``conditions=a,b`` and ``a.setting=value``; empty without `conditions`.
+
+    Raises ConfigError for a setting of a condition that is not asked for.
+    """
+    names = [name.strip() for name in arguments.get("conditions", "").split(",") if name.strip()]
+    conditions: dict[str, dict[str, str]] = {name: {} for name in names}
+    for key, value in arguments.items():
+        owner, dot, setting = key.partition(".")
+        if not dot:
+            continue
+        if owner not in conditions:
+            raise ConfigError(f"network_args: '{key}' belongs to a condition '{owner}' that is not asked for"
+                              f"{nearest(owner, conditions)}. Add conditions={','.join([*conditions, owner])}.")
+        conditions[owner][setting] = value
+    return conditions

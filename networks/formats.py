@@ -1,0 +1,272 @@
+"""Reading LoRA files of every layout in the wild into one form; what cannot be used is refused or listed.
+
+The layout is told by the keys and the metadata, never by the file's name. Which of the model's modules an entry
+belongs to is decided later, against the model (`networks.names`, `networks.merge`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+import json
+import math
+import os
+from pathlib import Path
+import re
+from typing import Any
+
+from torch import Tensor
+
+from common.errors import NetworkFileError, UserError
+from networks.condition_weights import PREFIX as CONDITION_PREFIX
+
+_PAIR = re.compile(r"^(?P<stem>.+?)[._]lora[._](?P<side>A|B|down|up)(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?"
+                   r"(?P<leaf>\.weight|\.bias)?$")
+_PARTS = {".alpha": "alpha", ".diff": "diff", ".diff_b": "diff_b", ".diff_m": "diff_m", ".w_norm": "diff",
+          ".b_norm": "diff_b"}
+_SIDES = {"A": "down", "down": "down", "B": "up", "up": "up"}
+
+_PREFIXES = {
+    "lora_unet__": "VideoX-Fun",
+    "lora_unet_": "kohya/musubi-tuner",
+    "lycoris_": "LyCORIS",
+    "base_model.model.": "PEFT",
+    "model.diffusion_model.": "ComfyUI",
+    "diffusion_model.": "ComfyUI",
+    "transformer.": "diffusers",
+    "pipe.dit.": "DiffSynth",
+}
+"""What stands before a module's name, longest first where one begins another, and whose habit it is."""
+
+_REFUSED = {
+    ("dora_scale", "lora_magnitude_vector"): "a DoRA file. DoRA is not supported; leaving its scale out would give "
+                                             "another model. Use a plain LoRA",
+    ("hada_w1", "hada_w2"): "a LoHa file. LoHa comes later; convert it to LoRA or merge it with the tool that made it",
+    ("lokr_w1", "lokr_w2"): "a LoKr file. LoKr comes later; convert it to LoRA or merge it with the tool that made it",
+    ("lora_mid", "oft_blocks", "oft_diag", "glora", ".a1.weight", "set_weight", "reshape_weight"):
+        "of a kind that is not supported (LoCon with a middle matrix, OFT, GLoRA, reshaped weights). Use a plain LoRA",
+    ("transformer_2.", "diffusion_model.transformer_1."):
+        "for two experts (Wan 2.2 A14B). These models come later; use a file for Wan 2.1",
+}
+
+
+@dataclass
+class Entry:
+    """What a file holds for one module."""
+
+    name: str
+    """The module as the file spells it, without prefix."""
+    keys: list[str] = field(default_factory=list)
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """`down` `r I`, `up` `O r`, `bias` `O` of the pair, `alpha`; `diff`, `diff_b`, `diff_m`: deltas of weight, bias,
+    modulation."""
+    default_scale: float = 1.0
+    """alpha / rank where the file has no alpha of its own for the module."""
+
+    @property
+    def has_pair(self) -> bool:
+        """Whether there is a low-rank pair."""
+        return "down" in self.parts
+
+    @property
+    def rank(self) -> int:
+        """Rows of `down`."""
+        return int(self.parts["down"].shape[0])
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank: what the product up @ down is multiplied by."""
+        if "alpha" in self.parts:
+            return float(self.parts["alpha"].float()) / self.rank
+        return self.default_scale
+
+
+@dataclass
+class LoraFile:
+    """A network file as read."""
+
+    path: Path
+    layout: str
+    """Whose habit the names follow, for reports."""
+    entries: dict[str, Entry]
+    """By the module's name as the file spells it, without prefix."""
+    conditions: dict[str, Tensor]
+    """Weights of trained conditions, under their full keys (`conditions.<name>.…`)."""
+    others: list[str]
+    """Keys that are none of these."""
+    metadata: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    """Sentences that a user should see, such as an unknown alpha."""
+
+
+def read_lora(path: str | os.PathLike[str]) -> LoraFile:
+    """Read a file (.safetensors, or a pickle .pt/.pth/.bin without code) or a folder that PEFT or OmniAvatar saved.
+
+    Raises NetworkFileError for DoRA, LoHa, LoKr and other kinds, for half a pair, and when nothing of a LoRA is in it.
+    """
+    file = find_file(path)
+    tensors, metadata = _load(file)
+    conditions = {key: tensor for key, tensor in tensors.items() if key.startswith(CONDITION_PREFIX)}
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in conditions}
+    _refuse_other_kinds(file, tensors)
+    entries, others, layouts = _entries(file, tensors)
+    if not entries and not conditions:
+        raise NetworkFileError(f"{file}: no LoRA in it; its first keys are {', '.join(list(tensors)[:3])}. Expected "
+                               "names such as lora_unet_blocks_0_self_attn_q.lora_down.weight.")
+    layout = "OmniAvatar" if _is_omniavatar(others) else " + ".join(layouts)
+    lora = LoraFile(file, layout or "OmniTuner", entries, conditions, others, metadata)
+    _set_default_scales(lora)
+    return lora
+
+
+def _is_omniavatar(keys: list[str]) -> bool:
+    return any("audio_cond_projs." in key or key.startswith("audio_proj.") for key in keys)
+
+
+def find_file(path: str | os.PathLike[str]) -> Path:
+    """The file itself: `path`, or the one network file in the folder `path`. NetworkFileError when there is none."""
+    path = Path(path)
+    if path.is_dir():
+        names = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors",
+                 "pytorch_model.pt")
+        found = [path / name for name in names if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise NetworkFileError(f"{path}: {len(found)} LoRA files in this folder; name one file.")
+        return found[0]
+    if not path.is_file():
+        raise NetworkFileError(f"{path}: no such LoRA file.")
+    return path
+
+
+def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if file.suffix == ".safetensors":
+        from common.tensorfile import load_tensors
+
+        try:
+            return load_tensors(file)
+        except UserError as error:
+            raise NetworkFileError(str(error)) from error
+    import pickle
+
+    import torch
+
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise NetworkFileError(f"{file}: cannot be read as tensors ({str(error).splitlines()[0]}). A file that holds "
+                               "code is refused; ask for a .safetensors file.") from error
+    while isinstance(found, dict) and set(found) & {"state_dict", "module", "model"} and len(found) <= 3:
+        found = next(found[key] for key in ("state_dict", "module", "model") if key in found)
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise NetworkFileError(f"{file}: holds no plain mapping of names to tensors.")
+    return found, {}
+
+
+def _refuse_other_kinds(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    for marks, reason in _REFUSED.items():
+        hit = next((key for key in tensors for mark in marks if mark in key), None)
+        if hit:
+            raise NetworkFileError(f"{file}: is {reason}. (It has the key '{hit}'.)")
+
+
+def _strip(key: str) -> tuple[str, str | None]:
+    """(key without its prefixes, whose habit they are)."""
+    layout = None
+    for prefix, habit in _PREFIXES.items():
+        if key.startswith(prefix):
+            key, layout = key.removeprefix(prefix), layout or habit
+            if habit != "PEFT":
+                break
+    return key, layout
+
+
+def _split(key: str) -> tuple[str, str, str] | None:
+    """(module's name, part, adapter) of a key without prefix; None when it is of no LoRA."""
+    for suffix, part in _PARTS.items():
+        if key.endswith(suffix):
+            return key.removesuffix(suffix), part, ""
+    match = _PAIR.match(key)
+    if match is None:
+        return None
+    side = _SIDES[match["side"]]
+    if match["leaf"] == ".bias":
+        return (match["stem"], "bias", match["adapter"] or "") if side == "up" else None
+    return match["stem"], side, match["adapter"] or ""
+
+
+def _entries(file: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Entry], list[str], list[str]]:
+    entries: dict[str, Entry] = {}
+    others, layouts, adapters = [], [], set()
+    for key, tensor in tensors.items():
+        stripped, layout = _strip(key)
+        split = _split(stripped)
+        if split is None:
+            others.append(key)
+            continue
+        name, part, adapter = split
+        entry = entries.setdefault(name, Entry(name))
+        if part in entry.parts:
+            raise NetworkFileError(f"{file}: names '{entry.keys[-1]}' and '{key}' say the same thing twice.")
+        entry.parts[part] = tensor
+        entry.keys.append(key)
+        if part in ("down", "up"):
+            adapters.add(adapter)
+        layout = layout or ("DiffSynth" if adapter else "bare names")
+        if layout not in layouts:
+            layouts.append(layout)
+    if len(adapters) > 1:
+        raise NetworkFileError(f"{file}: holds {len(adapters)} adapters ({', '.join(sorted(adapters))}); save each to "
+                               "a file of its own.")
+    for name in [name for name, entry in entries.items() if set(entry.parts) == {"alpha"}]:
+        others.extend(entries.pop(name).keys)
+    for entry in entries.values():
+        _check_pair(file, entry)
+    return entries, others, layouts
+
+
+def _check_pair(file: Path, entry: Entry) -> None:
+    parts = entry.parts
+    if ("down" in parts) != ("up" in parts) or ("bias" in parts and "up" not in parts):
+        raise NetworkFileError(f"{file}: '{entry.keys[0]}' stands alone; its other half is missing. The file is "
+                               "incomplete; copy or make it again.")
+    if "down" in parts and parts["down"].shape[0] != parts["up"].shape[1]:
+        raise NetworkFileError(f"{file}: '{entry.keys[0]}' {list(parts['down'].shape)} and its other half "
+                               f"{list(parts['up'].shape)} are of different rank.")
+
+
+def _set_default_scales(lora: LoraFile) -> None:
+    """Scale of pairs without an alpha tensor: from the metadata or the settings file beside, else 1."""
+    lacking = [entry for entry in lora.entries.values() if entry.has_pair and "alpha" not in entry.parts]
+    if not lacking:
+        return
+    settings = _adapter_settings(lora)
+    if settings is None:
+        if lora.layout == "OmniAvatar":
+            raise NetworkFileError(f"{lora.path}: an OmniAvatar file keeps lora_alpha in the config.json beside it, "
+                                   "and there is none. Put both into one folder.")
+        if lora.layout in ("bare names", "PEFT"):
+            lora.notes.append("no alpha in the file and no settings beside it: strength 1 assumed (VideoX-Fun's "
+                              "scripts train at 0.5, so that such a file needs a multiplier of 0.5)")
+        return
+    alphas = settings.get("alpha_pattern") or {}
+    for entry in lacking:
+        fits = [value for pattern, value in alphas.items() if re.search(rf"(^|\.){pattern}$", entry.name)]
+        alpha = float(fits[0] if fits else settings["lora_alpha"])
+        entry.default_scale = alpha / (math.sqrt(entry.rank) if settings.get("use_rslora") else entry.rank)
+
+
+def _adapter_settings(lora: LoraFile) -> dict[str, Any] | None:
+    """The first settings that name `lora_alpha`: metadata of diffusers or finetrainers, or a JSON file beside."""
+    texts = [lora.metadata.get("lora_adapter_metadata"), lora.metadata.get("lora_config")]
+    for name in ("adapter_config.json", "config.json"):
+        beside = lora.path.with_name(name)
+        if beside.is_file():
+            texts.append(beside.read_text(encoding="utf-8"))
+    for text in texts:
+        try:
+            settings = json.loads(text) if text else None
+        except ValueError:
+            continue
+        if isinstance(settings, dict):
+            settings = {key.removeprefix("transformer."): value for key, value in settings.items()}
+            if settings.get("lora_alpha") is not None:
+                return settings
+    return None
