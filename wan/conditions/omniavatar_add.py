@@ -132,21 +132,24 @@ class OmniAvatarAdd(Condition):
 
         Raises ConditionError where a feature is missing or its frames or widths are not this clip's or condition's.
         """
-        reference = self._float32(self.feature(batch, "reference_latents")["latents"])  # B C 1 H W
-        tokens = self.audio_proj(self._audio(batch, grid, len(reference)))
-        residuals = torch.stack([project(tokens) for project in self.audio_cond_projs], dim=1)
-
-        frames, height, width = (n * p for n, p in zip(grid, self.variant.patch, strict=True))
+        reference = self._float32(self.feature(batch, "reference_latents")["latents"])
+        _, height, width = (n * p for n, p in zip(grid, self.variant.patch, strict=True))
         if tuple(reference.shape[2:]) != (1, height, width):
             raise ConditionError(f"reference latents are {list(reference.shape[2:])}; expected [1, {height}, {width}] "
                                  "for this clip. Encode one reference picture at the clip's size.")
-        to_generate = reference.new_ones(len(reference), 1, frames, height, width)
         given = None
         if batch.given_latents is not None and batch.given_mask is not None:
             given = GivenFrames(batch.given_latents, batch.given_mask, "clean_same_t")
-            to_generate = to_generate - self._float32(batch.given_mask)
-        channels = torch.cat((repeat(reference, "b c 1 h w -> b c f h w", f=frames), to_generate), dim=1)
-        return OmniAvatarState(residuals, channels, self.patch_embedding, given)
+        return self.state(self._audio(batch, grid, len(reference)), reference, given)
+
+    def state(self, audio: Float[Tensor, "B N A"], reference: Float[Tensor, "B C 1 H W"], given: GivenFrames | None
+              ) -> OmniAvatarState:
+        """State from OmniAvatar's audio vectors (last hidden state, then all), one for each of 4n+1 video frames."""
+        tokens = self.audio_proj(audio)
+        residuals = torch.stack([project(tokens) for project in self.audio_cond_projs], dim=1)
+        channels = repeat(reference, "b c 1 h w -> b c f h w", f=tokens.shape[1])
+        mask = torch.ones_like(channels[:, :1]) if given is None else 1 - self._float32(given.mask)
+        return OmniAvatarState(residuals, torch.cat((channels, mask), dim=1), self.patch_embedding, given)
 
     def _audio(self, batch: FeatureBatch, grid: tuple[int, int, int], size: int) -> Float[Tensor, "B N A"]:
         """OmniAvatar's vector of a frame: the last state, then all states; zeros where a sample has no sound."""
