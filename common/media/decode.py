@@ -8,6 +8,7 @@ import numpy as np
 
 from common.errors import MediaError
 from common.logs import get_logger
+from common.media.colour import rgb_of
 from common.media.container import open_media, picture_stream
 from common.media.picture import turn
 from common.media.scan import Scan
@@ -16,11 +17,6 @@ log = get_logger(__name__)
 
 MISSED_FORGIVEN = 2
 """Pictures that may fail to come out of the decoder (hidden ones, or at a cut) before the file counts as damaged."""
-
-# AVColorSpace → the matrix that swscale knows by Colorspace's number; the rest means "not said".
-_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
-_BT709, _BT601 = 1, 5
-_LIMITED_RANGE, _FULL_RANGE = 1, 2
 
 
 def decode_pictures(path: str | os.PathLike[str], scan: Scan, wanted: Sequence[int]) -> Iterator[np.ndarray]:
@@ -105,14 +101,8 @@ def _decoded(path: str | os.PathLike[str], scan: Scan, first: int, seek_dts: int
 
 
 def _rgb(frame: Any, scan: Scan) -> np.ndarray:
-    """One decoded frame as shown: colours by its own tags, turned, with square pixels."""
-    matrix = _MATRICES.get(int(frame.colorspace), _BT709 if min(frame.width, frame.height) >= 720 else _BT601)
-    full = frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj")
-    has_alpha = any(component.is_alpha for component in frame.format.components)
-    rgb = frame.to_ndarray(format="rgba" if has_alpha else "rgb24", src_colorspace=matrix, dst_colorspace=matrix,
-                           src_color_range=_FULL_RANGE if full else _LIMITED_RANGE, dst_color_range=_FULL_RANGE)
-    if has_alpha:
-        rgb = ((rgb[:, :, :3].astype(np.uint16) * rgb[:, :, 3:] + 127) // 255).astype(np.uint8)
+    """One decoded frame as shown: with square pixels, and turned."""
+    rgb = rgb_of(frame)
     if scan.first.pixel_aspect != 1:
         import cv2
 

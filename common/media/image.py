@@ -22,6 +22,7 @@ _SUFFIXES_OF_FORMAT = {
 # MPO (JPEG with a second picture, from phones) is opened as JPEG and only then found to be one.
 _FORMATS = tuple(set(_SUFFIXES_OF_FORMAT) - {"MPO"})
 _EXIF_ORIENTATION = 0x0112
+_TIFF_BITS = 258
 
 
 def read_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -72,9 +73,11 @@ def _notes_on_file(path: Path, opened: Any) -> list[str]:
 
 
 def _is_16_bit(path: Path, opened: Any) -> bool:
-    # PIL keeps 16 bits for grey only and silently cuts colour to the high byte, so the PNG header is asked.
-    if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "TIFF", "PPM")):
+    # PIL keeps 16 bits for grey only and silently cuts colour to the high byte, so the file's header is asked.
+    if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM")):
         return True
+    if opened.format == "TIFF":
+        return set(opened.tag_v2.get(_TIFF_BITS, ())) == {16}
     with open(path, "rb") as file:
         head = file.read(26)
     return opened.format == "PNG" and len(head) == 26 and head[24] == 16

@@ -1,7 +1,7 @@
 """How a picture meets a size: one function with named modes, used by caches and generation alike."""
 
 from collections.abc import Callable
-from math import ceil, sqrt
+from math import ceil, isqrt
 from typing import Literal, get_args
 
 from einops import rearrange
@@ -75,12 +75,14 @@ def exact_frames(frames: UInt8[np.ndarray, "*n h w 3"], size: tuple[int, int],
 def wan_i2v_size(height: int, width: int, max_area: int) -> tuple[int, int]:
     """(width, height) of a Wan 2.1 image-to-video clip: the picture's aspect ratio, multiples of 16, about `max_area`.
 
-    Source: Wan 2.1 `image2video.py`: latent height = round(sqrt(max_area·H/W) // 8 // 2 · 2), latent width likewise.
+    Source: Wan 2.1 `image2video.py`: latent height = round(sqrt(max_area·H/W) // 8 // 2 · 2), latent width likewise;
+    here in whole numbers, since its floating point turns a picture of exactly 832x480 into 832x464.
     """
-    def latent_side(aspect: float) -> int:
-        return round(sqrt(max_area * aspect) // 8 // 2 * 2)
+    return _sixteens(max_area * width // height), _sixteens(max_area * height // width)
 
-    return latent_side(width / height) * 8, latent_side(height / width) * 8
+
+def _sixteens(square: int) -> int:
+    return max(isqrt(square) // 16 * 16, 16)
 
 
 def turn(picture: np.ndarray, orientation: int) -> np.ndarray:

@@ -12,17 +12,21 @@ TOLERANCE_S = 1e-3
 
 
 def pick_by_time(times_s: np.ndarray, duration_s: float, *, fps: float | Fraction, tick_s: float) -> np.ndarray:
-    """Index of the source picture that is on the screen when each frame at `fps` begins.
+    """Index of the source picture that each frame at `fps` shows: the one on the screen in the middle of its time.
 
     `times_s`: seconds of the source pictures since the first, ascending; `duration_s` until the end of the last;
     `tick_s`: step of the container's time stamps, half of which (at most a millisecond) is forgiven. Frame k is the
-    last picture with time ≤ k/fps; there are as many frames as begin before the end.
+    last picture that begins before (k+½)/fps, and there is a frame k where the video still runs then.
+
+    The middle, because then no event moves by more than half a frame against the sound, and time stamps that tremble
+    neither drop nor repeat a picture; the start of the frame's time would show everything half a frame late on average.
+    ffmpeg's ``fps`` filter, with which the talking-head data sets were made, rounds the same way.
     """
-    tolerance_s = min(tick_s / 2, TOLERANCE_S)
+    tolerance_s = min(tick_s / 2, TOLERANCE_S) + 1e-9
     rate = as_fraction(fps)
-    count = max(1, math.ceil((duration_s - max(tolerance_s, 1e-3 / float(rate))) * float(rate)))
-    starts_s = np.arange(count) * float(1 / rate)
-    return np.searchsorted(times_s, starts_s + tolerance_s + 1e-9, side="right") - 1
+    count = max(1, math.ceil((duration_s - tolerance_s) * float(rate) - 0.5))
+    middles_s = (np.arange(count) + 0.5) * float(1 / rate)
+    return np.maximum(np.searchsorted(times_s, middles_s - tolerance_s, side="left") - 1, 0)
 
 
 def pick_by_source_fps(frames: int, *, fps: float, source_fps: float) -> np.ndarray:

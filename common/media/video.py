@@ -99,9 +99,10 @@ def read_frames(path: str | os.PathLike[str], *, fps: float | Fraction, start_fr
                 source_fps: float | None = None) -> np.ndarray:
     """Frames of a video at `fps` as uint8 RGB ``[N H W 3]``, brought to `size` = (width, height) while decoding.
 
-    Frame k shows what is on the screen k/fps seconds after the first picture, by the time stamps; `start_frame` and
-    `count` (default: all that follow) are in frames at `fps`. With `source_fps` musubi-tuner's own rule applies instead
-    (see `pick_by_source_fps`), which ignores the time stamps. A folder of pictures gives one frame a picture.
+    Frame k belongs to the time from k/fps to (k+1)/fps after the first picture and shows what the time stamps put on
+    the screen in the middle of it (`pick_by_time`). `start_frame` and `count` (default: all that follow) are in frames
+    at `fps`. With `source_fps` musubi-tuner's own rule applies instead (`pick_by_source_fps`), which ignores the time
+    stamps. A folder of pictures gives one frame a picture.
     Memory: the result and one source picture. Raises MediaError (damaged, too short), ConfigError (bad fps).
     """
     frames = iter_frames(path, fps=fps, start_frame=start_frame, count=count, size=size, picture_mode=picture_mode,

@@ -14,6 +14,7 @@ import numpy as np
 from common.atomic import atomic_path
 from common.errors import MediaError, UserError
 from common.logs import get_logger
+from common.media.colour import BT709, LIMITED_RANGE, frame_of
 from common.media.container import quiet, reason
 from common.media.sound import Sound
 from common.timebase import as_fraction
@@ -29,7 +30,6 @@ _AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1"}
 _AAC_BLOCK = 1024
 _BITS_PER_SAMPLE = 4
 _MAX_BITS_PER_CHANNEL = 128_000
-_BT709, _LIMITED_RANGE, _FULL_RANGE = 1, 1, 2
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -103,7 +103,9 @@ def _encode(path: str | os.PathLike[str], container: Any, video: Any, audio: Any
         shape = shape or picture.shape
         if picture.shape != shape or picture.dtype != np.uint8:
             raise MediaError(f"{path}: frame {index} is {picture.dtype} {picture.shape}, the first was uint8 {shape}.")
-        container.mux(video.encode(_video_frame(picture, index, rate)))
+        frame = frame_of(picture)
+        frame.pts, frame.time_base = index, 1 / rate
+        container.mux(video.encode(frame))
         while block is not None and block.pts * block.time_base <= (index + 1) / rate:
             container.mux(audio.encode(block))
             block = next(blocks, None)
@@ -125,19 +127,9 @@ def _video_stream(container: Any, width: int, height: int, rate: Fraction) -> An
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     stream.time_base = 1 / rate
     context = stream.codec_context
-    context.color_range, context.colorspace = _LIMITED_RANGE, _BT709
-    context.color_primaries, context.color_trc = _BT709, _BT709
+    context.color_range, context.colorspace = LIMITED_RANGE, BT709
+    context.color_primaries, context.color_trc = BT709, BT709
     return stream
-
-
-def _video_frame(picture: np.ndarray, index: int, rate: Fraction) -> Any:
-    from av import VideoFrame
-
-    frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(
-        format="yuv420p", src_colorspace=_BT709, dst_colorspace=_BT709, src_color_range=_FULL_RANGE,
-        dst_color_range=_LIMITED_RANGE, interpolation="BICUBIC")
-    frame.pts, frame.time_base = index, 1 / rate
-    return frame
 
 
 def _audio_stream(container: Any, track: Sound) -> Any:
