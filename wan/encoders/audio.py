@@ -116,6 +116,12 @@ def load_audio_encoder(folder: str | os.PathLike[str], *, dtype: torch.dtype = t
     return AudioEncoder(model, normalises=_normalises(folder))
 
 
+def audio_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a folder's config tells of its AudioEncoder without loading weights: `states` and `normalises`."""
+    config = _read_config(Path(folder))
+    return {"states": int(config["num_hidden_layers"]) + 1, "normalises": _normalises(Path(folder))}
+
+
 def build_audio_encoder(config: dict[str, Any]) -> nn.Module:
     """transformers' wav2vec2 on the meta device for the sizes of a config.json."""
     from transformers import Wav2Vec2Config, Wav2Vec2Model

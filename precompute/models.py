@@ -1,0 +1,138 @@
+"""The encoders of the named features, each with a model that is loaded only when something is to be encoded."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.dtypes import parse_dtype
+from common.errors import ConfigError, nearest
+from wan.encoders.base import ModelEncoder
+from wan.encoders.registry import FEATURES
+from wan.encoders.specs import Given, Scope
+
+CLIP_HEADS = 16
+"""Attention heads of ViT-H, the one CLIP tower that Wan models use; no file tells them."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where the encoders' weights are, and how they are run. Only those of the asked features are needed."""
+
+    vae: Path | None = None
+    t5: Path | None = None
+    clip: Path | None = None
+    wav2vec: Path | None = None
+    tokenizer: Path | None = None
+    vae_dtype: str = "float32"
+    t5_dtype: str = "bfloat16"
+    clip_dtype: str = "float32"
+    device: str = "cpu"
+    given: Given = "first"
+    """Pictures that an image-to-video model is given."""
+    audio_scope: Scope = "file"
+
+
+class LazyModel:
+    """Stands for a model until one of its methods is asked for; known facts are told without loading it.
+
+    A second run over fresh caches asks for nothing but facts, and so loads nothing.
+    """
+
+    def __init__(self, load: Callable[[], Any], **facts: Any) -> None:
+        self._load = load
+        self._facts = facts
+        self._loaded: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._facts:
+            return self._facts[name]
+        if self._loaded is None:
+            self._loaded = self._load()
+        return getattr(self._loaded, name)
+
+
+def build_encoders(features: Sequence[str], files: ModelFiles) -> list[ModelEncoder]:
+    """One encoder a feature; those of one model share it. ConfigError lists unknown features and missing weights."""
+    problems = [f"unknown feature '{name}'{nearest(name, FEATURES)}. Known: {', '.join(FEATURES)}."
+                for name in features if name not in FEATURES]
+    kinds = {FEATURES[name].model for name in features if name in FEATURES}
+    for kind, (flag, _) in _FLAGS.items():
+        path = getattr(files, flag)
+        wanting = [name for name in features if name in FEATURES and FEATURES[name].model == kind]
+        if kind in kinds and path is None:
+            problems.append(f"--{flag} is needed for {', '.join(wanting)}.")
+        elif kind in kinds and not Path(path).exists():
+            problems.append(f"--{flag} {path}: no such file or folder.")
+    if problems:
+        raise ConfigError(" ".join(problems))
+    models = {kind: _FLAGS[kind][1](files) for kind in sorted(kinds)}
+    return [_encoder(name, models, files) for name in features]
+
+
+def _encoder(name: str, models: dict[str, LazyModel], files: ModelFiles) -> ModelEncoder:
+    encoder = FEATURES[name]
+    options: dict[str, Any] = {}
+    if name == "audio":
+        options["scope"] = files.audio_scope
+    if name in ("image_latents", "clip"):
+        options["given"] = files.given
+    build: Callable[..., ModelEncoder] = encoder
+    return build(models[encoder.model], getattr(files, _FLAGS[encoder.model][0]), **options)
+
+
+def _vae(files: ModelFiles) -> LazyModel:
+    dtype = parse_dtype(files.vae_dtype)
+
+    def load() -> Any:
+        from wan import load_vae
+
+        return load_vae(files.vae, dtype=dtype, device=files.device)
+    return LazyModel(load, dtype=dtype)
+
+
+def _text_encoder(files: ModelFiles) -> LazyModel:
+    from wan.encoders.tokenizer import find_tokenizer
+    from wan.weights.source import open_weights
+
+    assert files.t5 is not None
+    with open_weights(files.t5) as source:
+        tokenizer = find_tokenizer(files.t5, files.tokenizer, source=source)
+    dtype = parse_dtype(files.t5_dtype)
+
+    def load() -> Any:
+        from wan import load_text_encoder
+
+        return load_text_encoder(files.t5, tokenizer=files.tokenizer, dtype=dtype, device=files.device)
+    return LazyModel(load, dtype=dtype, tokenizer=tokenizer)
+
+
+def _image_encoder(files: ModelFiles) -> LazyModel:
+    dtype = parse_dtype(files.clip_dtype)
+
+    def load() -> Any:
+        from wan import load_image_encoder
+
+        return load_image_encoder(files.clip, heads=CLIP_HEADS, dtype=dtype, device=files.device)
+    return LazyModel(load, dtype=dtype, heads=CLIP_HEADS)
+
+
+def _audio_encoder(files: ModelFiles) -> LazyModel:
+    import torch
+
+    from wan.encoders.audio import audio_facts
+
+    def load() -> Any:
+        from wan import load_audio_encoder
+
+        return load_audio_encoder(files.wav2vec, dtype=torch.float32, device=files.device)
+    return LazyModel(load, dtype=torch.float32, **audio_facts(files.wav2vec))
+
+
+_FLAGS: dict[str, tuple[str, Callable[[ModelFiles], LazyModel]]] = {
+    "vae": ("vae", _vae),
+    "text_encoder": ("t5", _text_encoder),
+    "image_encoder": ("clip", _image_encoder),
+    "audio_encoder": ("wav2vec", _audio_encoder),
+}
+"""Kind of model -> the flag that names its weights, and what makes it."""

@@ -1,0 +1,55 @@
+"""From the settings of a cache script to a run of the cache."""
+
+from collections.abc import Sequence
+
+from common.devices import pick_device
+from precompute.caching import exit_code, run
+from precompute.config import AudioSettings, CacheSettings, ConditionSettings, LatentSettings, TextSettings
+from precompute.models import ModelFiles
+from wan.encoders.specs import Given
+from wan.variants import TASKS
+
+
+def run_latents(settings: LatentSettings) -> int:
+    """Latents, and what the task's model needs beside them; the exit code."""
+    features = ["latents"]
+    family = TASKS[settings.task].family if settings.task else None
+    if settings.i2v or settings.clip is not None or family in ("i2v", "flf2v") or settings.task == "i2v-14B-FC":
+        features.append("image_latents")
+    if settings.clip is not None:
+        features.append("clip")
+    if family == "fun_control":
+        features.append("control_latents")
+    return _run(features, settings, ModelFiles(
+        vae=settings.vae, clip=settings.clip, vae_dtype=settings.vae_dtype, clip_dtype=settings.clip_dtype,
+        device=pick_device(settings.device), given=_given(family)))
+
+
+def run_text(settings: TextSettings) -> int:
+    """Caption features; the exit code."""
+    return _run(["text"], settings, ModelFiles(t5=settings.t5, tokenizer=settings.tokenizer, t5_dtype=settings.t5_dtype,
+                                               device=pick_device(settings.device)))
+
+
+def run_audio(settings: AudioSettings) -> int:
+    """Sound features; the exit code."""
+    return _run(["audio"], settings, ModelFiles(wav2vec=settings.wav2vec, audio_scope=settings.audio_scope,
+                                                device=pick_device(settings.device)))
+
+
+def run_conditions(settings: ConditionSettings) -> int:
+    """Any features by name; the exit code."""
+    family = TASKS[settings.task].family if settings.task else None
+    return _run(settings.features, settings, ModelFiles(
+        vae=settings.vae, t5=settings.t5, clip=settings.clip, wav2vec=settings.wav2vec, tokenizer=settings.tokenizer,
+        vae_dtype=settings.vae_dtype, t5_dtype=settings.t5_dtype, clip_dtype=settings.clip_dtype,
+        device=pick_device(settings.device), given=_given(family), audio_scope=settings.audio_scope))
+
+
+def _given(family: str | None) -> Given:
+    return "first_last" if family == "flf2v" else "first"
+
+
+def _run(features: Sequence[str], settings: CacheSettings, models: ModelFiles) -> int:
+    return exit_code(run(features, settings.dataset_config, models=models, force=settings.force, prune=settings.prune,
+                         audio_short=settings.audio_short))
