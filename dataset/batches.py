@@ -1,0 +1,140 @@
+"""Reads the cached features of a batch and lays them out as their contracts say."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+import os
+from typing import Any
+
+from jaxtyping import Float
+import torch
+from torch import Tensor
+
+from common.errors import CacheError
+from common.features import FeatureBatch, TensorSpec
+from dataset.plan import FeatureEntry, TrainingItem, entry_shapes
+from dataset.sampler import BatchPlan
+
+LATENTS = "latents"
+"""The feature that is trained on; the others condition it."""
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+           "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """A batch on the CPU, in the dtypes of the cache."""
+
+    latents: Float[Tensor, "B C F H W"]
+    features: FeatureBatch
+    items: tuple[TrainingItem, ...]
+    positions: tuple[int, ...]
+    """Index of each sample in the epoch's global order."""
+    weights: Float[Tensor, " B"]
+    """1 for a sample that counts, 0 for one that only keeps the processes in step."""
+    global_count: int
+    """Samples that count over all processes: the divisor of the batch's mean loss."""
+    epoch: int
+    index: int
+
+    @property
+    def feature_batch(self) -> FeatureBatch:
+        """The features."""
+        return self.features
+
+
+def load_batch(plan: BatchPlan) -> LoadedBatch:
+    """Read the batch that `plan` describes. CacheError names an entry that is gone, damaged or of another shape."""
+    first = plan.items[0]
+    features: dict[str, dict[str, Any]] = {}
+    present: dict[str, Tensor] = {}
+    for number, entry in enumerate(first.entries):
+        column = [one.entries[number] for one in plan.items]
+        features[entry.spec.name] = {spec.name: _lay_out(spec, column, plan.items) for spec in entry.spec.tensors}
+        if any(one.path is None for one in column):
+            present[entry.spec.name] = torch.tensor([one.path is not None for one in column])
+    if LATENTS not in features:
+        raise CacheError("a batch needs the feature 'latents', and it was not asked for.")
+    latents = features.pop(LATENTS)[LATENTS]
+    batch = FeatureBatch(features=features, frames=first.span.frames, fps=first.item.fps, present=present)
+    return LoadedBatch(latents, batch, plan.items, plan.positions, torch.tensor(plan.weights), plan.global_count,
+                       plan.epoch, plan.index)
+
+
+def load_batches(plans: Sequence[BatchPlan] | Iterable[BatchPlan], workers: int = 0) -> Iterator[LoadedBatch]:
+    """Batches in the order of `plans`, read ahead by `workers` processes (0: in this one)."""
+    plans = list(plans)
+    if workers <= 0:
+        yield from map(load_batch, plans)
+        return
+    from torch.utils.data import DataLoader
+
+    # Workers are spawned: a fork after threads of torch have started can hang.
+    loader = DataLoader(_Plans(plans), batch_size=None, num_workers=min(workers, len(plans)), shuffle=False,
+                        multiprocessing_context="spawn", prefetch_factor=2)
+    yield from loader
+
+
+class _Plans(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Plans as a dataset for worker processes."""
+
+    def __init__(self, plans: Sequence[BatchPlan]) -> None:
+        self._plans = plans
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def __getitem__(self, index: int) -> LoadedBatch:
+        return load_batch(self._plans[index])
+
+
+def _lay_out(spec: TensorSpec, column: Sequence[FeatureEntry], items: Sequence[TrainingItem]) -> Any:
+    tensors = [_read(spec, entry, one) for entry, one in zip(column, items, strict=True)]
+    if spec.batching == "list":
+        return tensors
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        feature = column[0].spec
+        raise CacheError(f"{', '.join(one.name for one in items)}: '{feature.name}.{spec.name}' have shapes "
+                         f"{sorted(shapes)}, which do not stack. Make them again with {feature.command} --force.")
+    return torch.stack(tensors)
+
+
+def _read(spec: TensorSpec, entry: FeatureEntry, one: TrainingItem) -> Tensor:
+    """One sample's tensor; of a whole-source tensor only the rows of the clip are read from the disk."""
+    from safetensors import safe_open
+
+    if entry.path is None:
+        return _zeros(spec, entry, one)
+    try:
+        with safe_open(entry.path, framework="pt") as file:
+            if spec.span_axis is None:
+                return file.get_tensor(spec.name)
+            part = file.get_slice(spec.name)
+            rows = part.get_shape()[spec.span_axis]
+            if rows < one.span.end:
+                raise CacheError(f"{one.name}: '{entry.spec.name}' has {rows} frames, the clip ends at {one.span.end}. "
+                                 f"Make it again with {entry.spec.command} --force.")
+            cut = tuple(slice(None) for _ in range(spec.span_axis))
+            return part[(*cut, slice(one.span.start, one.span.end))]
+    except CacheError:
+        raise
+    except Exception as error:
+        raise CacheError(f"{entry.path}: cannot be read ({error}). Make it again with {entry.spec.command}.") from error
+
+
+def _zeros(spec: TensorSpec, entry: FeatureEntry, one: TrainingItem) -> Tensor:
+    """Zeros in the place of a feature that the sample lacks; `present` says so beside them."""
+    assert entry.like is not None
+    shape, dtype = _shapes(entry.like, os.stat(entry.like).st_mtime_ns)[spec.name]
+    shape = list(shape)
+    for axis, letter in enumerate(spec.shape.split()):
+        if letter in one.sizes:
+            shape[axis] = one.sizes[letter]
+    return torch.zeros(shape, dtype=_DTYPES[dtype])
+
+
+@lru_cache(maxsize=64)
+def _shapes(path: Any, mtime_ns: int) -> dict[str, tuple[list[int], str]]:
+    return entry_shapes(path)
