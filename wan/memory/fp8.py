@@ -126,8 +126,8 @@ class Fp8Linear(nn.Linear):
         return _LinearFromFp8.apply(x, self.weight, self.scale_weight, bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Fp8Linear":
-        # `.to(torch.bfloat16)` of the whole model must move fp8 values, and never turn them into 16 bits.
-        kept = self.weight
+        # `.to(torch.bfloat16)` of a whole model may move fp8 values, but must never turn them into 16 bits.
+        kept = self.weight.detach()
         super()._apply(fn, recurse)
         if self.weight.dtype != kept.dtype:
             self.weight = nn.Parameter(kept.to(self.weight.device), requires_grad=False)

@@ -104,7 +104,7 @@ def open_tensor_file(path: Path) -> TensorFile:
     _refuse_foreign(path, start)
     if start[:2] == b"PK":
         return _open_zip(path)
-    if start[:1] == b"\x80":
+    if start[:1] == b"\x80" and start[8:9] != b"{":  # a safetensors header may be that long
         return _open_legacy(path)
     return _open_safetensors(path)
 
@@ -152,13 +152,14 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(stride))
 
 
-def _load_pickle(path: Path, **options: Any) -> Any:
+def _load_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, **options)
+        with open(path, "rb") as file:  # given a name, torch goes by the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: holds Python objects besides tensors, and loading those could run code. Convert "
                            "it to safetensors with the program that made it, or get the safetensors file.") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise WeightsError(f"{path}: cannot be read as a PyTorch file; cut short or damaged "
                            f"({str(error).splitlines()[0][:120]}). Copy or download it again.") from error
 
@@ -171,7 +172,7 @@ def _open_zip(path: Path) -> TensorFile:
         tensors = _tensors_of(path, _load_pickle(path))
     offsets = {name: getattr(tensor.untyped_storage(), "_checkpoint_offset", None) for name, tensor in tensors.items()}
     if any(offset is None for offset in offsets.values()):
-        return LoadedFile(path, _tensors_of(path, _load_pickle(path, mmap=True)))
+        return LoadedFile(path, _tensors_of(path, _load_pickle(path)))
     size = path.stat().st_size
     entries = {name: Stored(tensor.dtype, tuple(tensor.shape), tensor.stride(), offsets[name], tensor.storage_offset())
                for name, tensor in tensors.items()}
