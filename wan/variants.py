@@ -163,13 +163,13 @@ def check_task(task: str, variant: Variant, path: str | PathLike[str]) -> None:
     wanted = find_task(task)
     if variant.family != wanted.family:
         fitting = [name for name, other in TASKS.items() if other.family == variant.family]
-        remedy = f"Use --task {' or '.join(fitting)}" if fitting else "No task fits this model yet; give other weights"
-        raise WeightsError(f"{path}: holds a {_describe(variant)}, but --task {task} needs a {wanted.family} model "
-                           f"of {wanted.in_channels} input channels. {remedy}, or weights of {task}.")
+        remedy = f"Use --task {' or '.join(fitting)}" if fitting else "No task fits these weights yet"
+        raise WeightsError(f"{path} does not fit --task {task}: found {_describe(variant)}; needed: {wanted.family} "
+                           f"model of {wanted.in_channels} input channels. {remedy}, or give the weights of {task}.")
     if variant.dim < SMALLEST_RELEASED_DIM:
         return
     if (variant.dim, variant.layers) != (wanted.dim, wanted.layers):
-        raise WeightsError(f"{path}: holds a {_describe(variant)}, but --task {task} is {wanted.dim} wide with "
+        raise WeightsError(f"{path} does not fit --task {task}: found {_describe(variant)}; needed: {wanted.dim} wide, "
                            f"{wanted.layers} layers. Give the weights of {task}, or the task of these weights.")
 
 

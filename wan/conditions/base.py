@@ -32,6 +32,8 @@ class Condition(nn.Module):
     name: ClassVar[str]
     features: ClassVar[tuple[str, ...]]
     """Names of the FeatureSpecs read from the batch."""
+    droppable: ClassVar[tuple[str, ...]] = ()
+    """Those of them that have an absent form: `batch.present` may say False for any sample (dropout, guidance)."""
     Settings: ClassVar[type]
     """Frozen dataclass of the condition's own settings; every field has a default."""
 

@@ -87,6 +87,6 @@ def model_clip_features(variant: Variant, batch: FeatureBatch) -> Float[Tensor, 
 
 def _feature(variant: Variant, batch: FeatureBatch, name: str) -> dict[str, Tensor]:
     if name not in batch.features:
-        raise ConditionError(f"a {variant.family} model needs the feature '{name}'; the batch has "
+        raise ConditionError(f"this {variant.family} model needs the feature '{name}'; the batch has "
                              f"{', '.join(batch.features) or 'none'}.")
     return dict(batch.features[name])

@@ -96,6 +96,7 @@ class OmniAvatarAdd(Condition):
 
     name: ClassVar[str] = "omniavatar_add"
     features: ClassVar[tuple[str, ...]] = ("audio", "reference_latents")
+    droppable: ClassVar[tuple[str, ...]] = ("audio",)
     Settings: ClassVar[type] = OmniAvatarSettings
     settings: OmniAvatarSettings
 

@@ -167,18 +167,18 @@ class WanDiT(nn.Module):
         variant = self.variant
         if not variant.has_image_branch:
             if features is not None:
-                raise ConditionError(f"clip_features were given to a {variant.family} model, which has no image "
+                raise ConditionError(f"clip_features were given to a model ({variant.family}) that has no image "
                                      "branch. Leave them out, or use an image-to-video model.")
             return None
         if features is None:
             if variant.family != "fun_control":
-                raise ConditionError(f"a {variant.family} model needs clip_features "
+                raise ConditionError(f"this {variant.family} model needs clip_features "
                                      f"(B {variant.image_tokens} {variant.image_dim}); none were given.")
             # Text-to-video Fun-Control sees CLIP features of zeros (VideoX-Fun `pipeline_wan_fun_control`).
             shape = (batch, variant.image_tokens, variant.image_dim or 0)
             features = torch.zeros(shape, device=self.device)
         if features.shape[1] != variant.image_tokens:
-            raise ConditionError(f"clip_features have {features.shape[1]} tokens; a {variant.family} model takes "
+            raise ConditionError(f"clip_features have {features.shape[1]} tokens; this {variant.family} model takes "
                                  f"{variant.image_tokens} (257 a picture).")
         return self.img_emb(features.to(self.device, self.dtype))
 
@@ -190,7 +190,7 @@ class WanDiT(nn.Module):
                 joined.append(extra.to(latents))
         found = sum(part.shape[1] for part in joined)
         if found != self.variant.in_channels:
-            raise ConditionError(f"a {self.variant.family} model takes {self.variant.latent_channels} latent and "
+            raise ConditionError(f"this {self.variant.family} model takes {self.variant.latent_channels} latent and "
                                  f"{self.variant.extra_channels} extra channels; got {latents.shape[1]} and "
                                  f"{found - latents.shape[1]}.")
         patches = self.patch_embedding(torch.cat(joined, dim=1))  # B D F h w

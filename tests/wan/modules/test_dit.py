@@ -108,7 +108,7 @@ def test_velocity_has_the_dtype_of_the_latents_and_bfloat16_weights_stay_close()
     (tiny_variant(), {"latents": torch.zeros(2, 16, 3, 4, 5)}, "multiples of 16"),
     (I2V, {}, "20 extra channels; got 16 and 0"),
     (I2V, {"channels": torch.zeros(2, 20, 3, 4, 6), "clip_features": None}, "needs clip_features"),
-    (FLF2V, {"clip_features": torch.zeros(2, 257, 20)}, "257 tokens; a flf2v model takes 514"),
+    (FLF2V, {"clip_features": torch.zeros(2, 257, 20)}, "257 tokens; this flf2v model takes 514"),
 ])
 def test_a_wrong_input_is_refused_with_what_was_found_and_expected(variant: Variant, change: dict, message: str
                                                                    ) -> None:
