@@ -105,7 +105,11 @@ class LoraLayer(nn.Module):
             if self.dropouts.rank > 0:
                 low = low * self._rank_mask(low)
                 scale = scale / (1 - self.dropouts.rank)
-        return base + (F.linear(low, self.lora_up.weight.to(x.dtype)) * scale).to(base.dtype)
+        up = self.lora_up.weight.to(x.dtype)
+        if base.dtype != low.dtype:
+            return base + (F.linear(low, up) * scale).to(base.dtype)
+        # One kernel: no second tensor of the output's size, and one rounding.
+        return torch.addmm(base.reshape(-1, base.shape[-1]), low.reshape(-1, self.rank), up.T, alpha=scale).view_as(base)
 
     def _skips_module(self) -> bool:
         return self.training and self.dropouts.module > 0 and torch.rand(()).item() < self.dropouts.module
