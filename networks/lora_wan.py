@@ -116,6 +116,12 @@ def create_network(model: nn.Module, *, dim: int | None = None, alpha: float = 1
     return network
 
 
+def check_arguments(model: nn.Module, args: Mapping[str, str]) -> None:
+    """Refuse arguments and patterns that `create_network` would refuse; `model` may be on the meta device."""
+    arguments = LoraArguments.parse(args)
+    find_targets(model, BLOCK_CLASSES, Patterns(arguments.include_patterns, arguments.exclude_patterns, ALWAYS_EXCLUDED))
+
+
 def _chosen(model: nn.Module, arguments: LoraArguments) -> list[str]:
     if arguments.include_patterns and not arguments.exclude_patterns:
         log.warning("include_patterns only bring back what exclude_patterns took away; alone they change nothing. To "
