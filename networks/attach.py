@@ -6,7 +6,8 @@ from torch import nn
 
 from common.errors import NetworkFileError
 from networks.formats import LoraFile, read_lora
-from networks.lora import Dropouts, LoraNetwork
+from networks.layer import Dropouts
+from networks.lora import LoraNetwork
 from networks.names import spellings
 from networks.report import FileReport
 

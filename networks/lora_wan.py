@@ -11,7 +11,8 @@ from common.logs import get_logger
 from networks.attach import network_from_sizes, sizes_in_file
 from networks.base import requested_conditions
 from networks.formats import LoraFile
-from networks.lora import Dropouts, LoraNetwork
+from networks.layer import Dropouts
+from networks.lora import LoraNetwork
 from networks.targets import Patterns, find_targets
 
 log = get_logger(__name__)
@@ -119,7 +120,8 @@ def create_network(model: nn.Module, *, dim: int | None = None, alpha: float = 1
 def check_arguments(model: nn.Module, args: Mapping[str, str]) -> None:
     """Refuse arguments and patterns that `create_network` would refuse; `model` may be on the meta device."""
     arguments = LoraArguments.parse(args)
-    find_targets(model, BLOCK_CLASSES, Patterns(arguments.include_patterns, arguments.exclude_patterns, ALWAYS_EXCLUDED))
+    patterns = Patterns(arguments.include_patterns, arguments.exclude_patterns, ALWAYS_EXCLUDED)
+    find_targets(model, BLOCK_CLASSES, patterns)
 
 
 def _chosen(model: nn.Module, arguments: LoraArguments) -> list[str]:

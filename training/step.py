@@ -12,11 +12,11 @@ from common.seeding import derive_seed, generator
 from training.loss import loss_weight, sample_losses, weighted_sum
 from training.objective import noisy_input, velocity_target
 from training.timesteps import TimestepSettings, sigmas
-from wan.conditions.given_frames import GivenFrames, apply_given, given_timestep, loss_mask
+from wan.conditions.given_frames import GivenFrames, apply_given, loss_mask
 
 VelocityFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x_sigma, sigma " B", timestep) -> velocity of x's shape. Inputs are float32; the timestep is 1000*sigma " B", or a
-token's each, "B L", where given frames of mode `t0` stand at 0."""
+"""(x_sigma, sigma " B", timestep " B" = 1000*sigma) -> velocity of x's shape; inputs are float32. Where given frames
+of mode `t0` need timesteps a token, the function makes them: it alone knows the model's patches."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class StepBatch:
     latents: Float[Tensor, "B C F H W"]
     given: GivenFrames | None = None
     """Clean frames that are put into the input and taken out of the loss."""
+    global_count: int = 1
+    """What the summed losses are divided by: the samples of the whole global batch, over all processes and accumulated
+    batches; or 1 where the caller adds the parts up and divides by their number, however unevenly they are cut."""
     loss_weight: Float[Tensor, "B 1 F H W"] | None = None
     """Weight of the loss in space and time (face mask), or None for 1."""
 
@@ -43,9 +46,8 @@ class Draws:
 class StepResult:
     """Loss and what it was made of."""
 
-    total: Float[Tensor, ""]
-    """Sum of the weighted losses of the samples, with its graph. Divide the sum of all processes and accumulated
-    batches (or of their gradients) by the number of all their samples: then the parts may be of any sizes."""
+    loss: Float[Tensor, ""]
+    """Sum of the samples' weighted losses / global_count, with its graph."""
     sample_losses: Float[Tensor, " B"]
     """Unweighted loss of each sample, detached."""
     sigma: Float[Tensor, " B"]
@@ -94,8 +96,7 @@ def training_step(velocity: VelocityFunction, batch: StepBatch, draws: Draws, se
     noise = draws.noise.to(device)
     sigma = sigmas(draws.uniform, settings, (batch.latents.shape[-2], batch.latents.shape[-1])).to(device)
     noisy = apply_given(noisy_input(batch.latents, noise, sigma), batch.given, sigma, noise)
-    timestep = given_timestep(sigma * MODEL_TIME_SCALE, batch.given)
-    prediction = velocity(noisy, sigma, timestep)
+    prediction = velocity(noisy, sigma, sigma * MODEL_TIME_SCALE)
     losses = sample_losses(prediction, velocity_target(batch.latents, noise), _mask(batch))
     weight = loss_weight(settings.weighting_scheme, sigma, shift=settings.discrete_flow_shift)
-    return StepResult(weighted_sum(losses, weight), losses.detach(), sigma, weight)
+    return StepResult(weighted_sum(losses, weight) / batch.global_count, losses.detach(), sigma, weight)

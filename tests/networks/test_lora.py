@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from networks.lora import Dropouts, LoraNetwork
+from networks.layer import Dropouts
+from networks.lora import LoraNetwork
 from networks.lora_wan import create_network
 from tests.networks.toy import WIDTH, toy
 
