@@ -65,7 +65,7 @@ class AudioEncoder:
         return receptive_field(self._kernels, self._strides)
 
     @torch.no_grad()
-    def encode(self, waveform: Float[Tensor, " T"], *, sample_rate: int, fps: float | Fraction,
+    def encode(self, waveform: Float[Tensor, " T"], *, sample_rate: int, fps: float | int | Fraction,
                frames: int | None = None) -> Float[Tensor, "F K D"]:
         """All K hidden states at each of F = ceil(seconds * fps) video frames, or of `frames` of them.
 

@@ -41,7 +41,7 @@ def receptive_field(kernels: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return field
 
 
-def padded_length(frames: int, fps: float | Fraction, kernels: tuple[int, ...], strides: tuple[int, ...]) -> int:
+def padded_length(frames: int, fps: float | int | Fraction, kernels: tuple[int, ...], strides: tuple[int, ...]) -> int:
     """Samples needed for `frames` video frames: their whole duration, and never less than the last of them looks at.
 
     640 * frames at 25 fps, as in OmniAvatar.
@@ -51,7 +51,7 @@ def padded_length(frames: int, fps: float | Fraction, kernels: tuple[int, ...], 
     return max(duration, last * math.prod(strides) + receptive_field(kernels, strides))
 
 
-def conv_positions(frames: int, fps: float | Fraction, stride: int) -> list[Fraction]:
+def conv_positions(frames: int, fps: float | int | Fraction, stride: int) -> list[Fraction]:
     """Where on the axis of the convolutions' frames (50 Hz) each video frame begins: 50 i / fps, exactly."""
     step = Fraction(AUDIO_SAMPLE_RATE_HZ, stride) / as_fraction(fps)
     return [i * step for i in range(frames)]

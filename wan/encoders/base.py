@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
 from common.errors import MediaError
 from common.features import FeatureSpec
-
-if TYPE_CHECKING:
-    from common.media.item import Media
+from common.media.item import Media
 
 ModelKind = Literal["vae", "text_encoder", "image_encoder", "audio_encoder"]
 """Which of the loaders of `wan` makes the model that an encoder needs."""
@@ -34,7 +32,7 @@ class Encoder(Protocol):
         """Files whose content decides the numbers; the store fingerprints them."""
         ...
 
-    def encode(self, media: "Media") -> dict[str, Tensor]:
+    def encode(self, media: Media) -> dict[str, Tensor]:
         """Feature of one item, as the spec says, on the CPU. MediaError when a needed medium is absent."""
         ...
 

@@ -89,11 +89,22 @@ def load_image_encoder(path: str | os.PathLike[str], *, heads: int = 16, dtype: 
     Raises WeightsError when the file holds no such tower or only a part of it, or `heads` does not divide its width.
     """
     with open_weights(path, preferred=PREFERRED) as source:
-        origin = _layout(source)
-        model = _build(source, origin, heads)
-        names = {key: origin(key.removeprefix("vision_model.")) for key in model.state_dict()}
-        load_into(model, source, names, dtype=dtype, device=device, ignored=lambda key: key.startswith(NOT_NEEDED))
+        model, origins = image_encoder_on_meta(source, heads=heads)
+        load_into(model, source, origins, dtype=dtype, device=device, ignored=is_not_needed)
     return ImageEncoder(model)
+
+
+def image_encoder_on_meta(source: WeightsSource, *, heads: int) -> tuple[nn.Module, dict[str, str | Adapted]]:
+    """transformers' empty CLIP vision tower for the weights in `source`, and {name in it: place in the source}."""
+    origin = _layout(source)
+    model = _build(source, origin, heads)
+    # transformers 5.8 dropped the prefix from the model's names.
+    return model, {key: origin(key.removeprefix("vision_model.")) for key in model.state_dict()}
+
+
+def is_not_needed(key: str) -> bool:
+    """Whether a CLIP file may hold `key` although the tower does not use it."""
+    return key.startswith(NOT_NEEDED)
 
 
 def official_origin(key: str, prefix: str = "visual.") -> str | Adapted:

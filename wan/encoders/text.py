@@ -78,12 +78,22 @@ def load_text_encoder(path: str | os.PathLike[str], *, tokenizer: str | os.PathL
     Raises WeightsError when the file is no umT5 encoder, holds it only in part, or `tokenizer` does not fit it.
     """
     with open_weights(path, preferred=PREFERRED) as source:
-        name = _layout(source)
-        model = _build(source, name)
+        model, names = text_encoder_on_meta(source)
         found = _tokenizer(source, tokenizer, model.config.vocab_size)
-        names = {key: name(key) for key in model.state_dict()}
-        load_into(model, source, names, dtype=dtype, device=device, ignored=lambda key: key.startswith(NOT_NEEDED))
+        load_into(model, source, names, dtype=dtype, device=device, ignored=is_not_needed)
     return TextEncoder(model, found)
+
+
+def text_encoder_on_meta(source: WeightsSource) -> tuple[nn.Module, dict[str, str]]:
+    """transformers' empty umT5 encoder for the weights in `source`, and {name in it: name in the source}."""
+    name = _layout(source)
+    model = _build(source, name)
+    return model, {key: name(key) for key in model.state_dict()}
+
+
+def is_not_needed(key: str) -> bool:
+    """Whether a umT5 file may hold `key` although the encoder does not use it."""
+    return key.startswith(NOT_NEEDED)
 
 
 def official_key(key: str) -> str:

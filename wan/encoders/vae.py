@@ -41,12 +41,17 @@ def load_vae(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32
     Raises WeightsError when the file is no Wan 2.1 VAE, or holds it only in part (missing and unexpected are listed).
     """
     with open_weights(path, preferred=PREFERRED) as source:
-        is_diffusers = "encoder.conv_in.weight" in source
-        shape = _detect(source, is_diffusers)
-        with torch.device("meta"):
-            vae = Vae(shape)
-        names = {key: diffusers_key(key) if is_diffusers else key for key in vae.state_dict()}
+        vae, names = vae_on_meta(source)
         return load_into(vae, source, names, dtype=dtype, device=device)
+
+
+def vae_on_meta(source: WeightsSource) -> tuple[Vae, dict[str, str]]:
+    """The empty VAE that `source` holds the weights of, and {name in it: name in the source}."""
+    is_diffusers = "encoder.conv_in.weight" in source
+    shape = _detect(source, is_diffusers)
+    with torch.device("meta"):
+        vae = Vae(shape)
+    return vae, {key: diffusers_key(key) if is_diffusers else key for key in vae.state_dict()}
 
 
 def diffusers_key(key: str) -> str:

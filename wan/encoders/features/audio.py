@@ -2,20 +2,18 @@
 
 from collections.abc import Sequence
 import os
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from common.dtypes import dtype_name
+from common.media.item import Media
 from common.timebase import AUDIO_SAMPLE_RATE_HZ
+from wan.encoders.audio import AudioEncoder
 from wan.encoders.audio_features import RECIPE
 from wan.encoders.base import ModelEncoder, ModelKind
 from wan.encoders.specs import Scope, audio_spec
-
-if TYPE_CHECKING:
-    from common.media.item import Media
-    from wan.encoders.audio import AudioEncoder
 
 
 class AudioFeatureEncoder(ModelEncoder):
@@ -28,7 +26,7 @@ class AudioFeatureEncoder(ModelEncoder):
     model: ClassVar[ModelKind] = "audio_encoder"
     needs = ("sound",)
 
-    def __init__(self, audio_encoder: "AudioEncoder",
+    def __init__(self, audio_encoder: AudioEncoder,
                  weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *,
                  scope: Scope = "file", stored_dtype: torch.dtype | None = None) -> None:
         super().__init__(weights)
@@ -45,7 +43,7 @@ class AudioFeatureEncoder(ModelEncoder):
                 "normalisation": "waveform" if encoder.normalises else "none",
                 "sample_rate": str(AUDIO_SAMPLE_RATE_HZ), "states": f"all {encoder.states}", "recipe": RECIPE}
 
-    def encode(self, media: "Media") -> dict[str, Tensor]:
+    def encode(self, media: Media) -> dict[str, Tensor]:
         """``{"states": "N K D"}`` with a row for each of `media.n_frames` at `media.fps`."""
         sound = self.required(media.sound, "sound")
         states = self.audio_encoder.encode(torch.from_numpy(sound), sample_rate=AUDIO_SAMPLE_RATE_HZ, fps=media.fps,

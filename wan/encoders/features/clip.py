@@ -2,20 +2,18 @@
 
 from collections.abc import Sequence
 import os
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from common.dtypes import dtype_name
 from common.errors import MediaError
+from common.media.item import Media
 from common.media.picture import to_minus_one_one
 from wan.encoders.base import ModelEncoder, ModelKind
+from wan.encoders.image import ImageEncoder
 from wan.encoders.specs import Given, clip_spec
-
-if TYPE_CHECKING:
-    from common.media.item import Media
-    from wan.encoders.image import ImageEncoder
 
 
 class ClipEncoder(ModelEncoder):
@@ -24,7 +22,7 @@ class ClipEncoder(ModelEncoder):
     model: ClassVar[ModelKind] = "image_encoder"
     needs = ("frames",)
 
-    def __init__(self, image_encoder: "ImageEncoder",
+    def __init__(self, image_encoder: ImageEncoder,
                  weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *,
                  picture_mode: str = "cover", given: Given = "first") -> None:
         super().__init__(weights)
@@ -38,7 +36,7 @@ class ClipEncoder(ModelEncoder):
         return {"dtype": dtype_name(self.image_encoder.dtype), "heads": str(self.image_encoder.heads),
                 "picture_mode": self.picture_mode, "given": self.given}
 
-    def encode(self, media: "Media") -> dict[str, Tensor]:
+    def encode(self, media: Media) -> dict[str, Tensor]:
         """``{"first": "T D"}``, with first+last also ``"last"``, in the model's dtype."""
         frames = self.required(media.frames, "frames")
         if self.given == "first":

@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 import os
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from common.errors import MediaError
+from common.media.item import Media
 from common.media.picture import to_minus_one_one
 from wan.conditions.image_latent import image_channels, image_conditioning_video
 from wan.encoders.features.latents import VaeEncoder
 from wan.encoders.specs import IMAGE_LATENTS, Given
-
-if TYPE_CHECKING:
-    from common.media.item import Media
-    from wan.modules.vae import Vae
+from wan.modules.vae import Vae
 
 
 class ImageLatentsEncoder(VaeEncoder):
@@ -23,7 +20,7 @@ class ImageLatentsEncoder(VaeEncoder):
     spec = IMAGE_LATENTS
     needs = ("frames",)
 
-    def __init__(self, vae: "Vae", weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *,
+    def __init__(self, vae: Vae, weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *,
                  picture_mode: str = "cover", given: Given = "first") -> None:
         super().__init__(vae, weights, picture_mode=picture_mode)
         self.given = given
@@ -32,7 +29,7 @@ class ImageLatentsEncoder(VaeEncoder):
         """dtype, picture mode, and which frames are given."""
         return {**super().options(), "given": self.given}
 
-    def encode(self, media: "Media") -> dict[str, Tensor]:
+    def encode(self, media: Media) -> dict[str, Tensor]:
         """``{"latents": "20 F H W"}``; of `media.frames` only the first is looked at, with first+last also the last.
 
         So a generation gives its one or two pictures and says the length with `n_frames`.

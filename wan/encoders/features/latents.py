@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 import os
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from common.dtypes import dtype_name
+from common.media.item import Media
 from common.media.picture import to_minus_one_one
 from wan.encoders.base import ModelEncoder, ModelKind
 from wan.encoders.specs import CONTROL_LATENTS, LATENTS, REFERENCE_LATENTS
-
-if TYPE_CHECKING:
-    from common.media.item import Media
-    from wan.modules.vae import Vae
+from wan.modules.vae import Vae
 
 
 class VaeEncoder(ModelEncoder):
@@ -25,7 +23,7 @@ class VaeEncoder(ModelEncoder):
 
     model: ClassVar[ModelKind] = "vae"
 
-    def __init__(self, vae: "Vae", weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *,
+    def __init__(self, vae: Vae, weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *,
                  picture_mode: str = "cover") -> None:
         super().__init__(weights)
         self.vae = vae
@@ -36,7 +34,7 @@ class VaeEncoder(ModelEncoder):
         return {"dtype": dtype_name(self.vae.dtype), "picture_mode": self.picture_mode}
 
     def latents_of(self, frames: np.ndarray) -> Tensor:
-        """uint8 ``[N H W 3]`` or ``[H W 3]`` to normalised latents `16 F H W`, float32 on the CPU."""
+        """Pictures as `Media` holds them, ``[N H W 3]`` or ``[H W 3]``, to normalised latents `16 F H W`, float32, CPU."""
         return self.vae.encode(to_minus_one_one(frames)[None])[0].float().cpu()
 
 
@@ -46,7 +44,7 @@ class LatentsEncoder(VaeEncoder):
     spec = LATENTS
     needs = ("frames",)
 
-    def encode(self, media: "Media") -> dict[str, Tensor]:
+    def encode(self, media: Media) -> dict[str, Tensor]:
         """``{"latents": "16 F H W"}``."""
         return {"latents": self.latents_of(self.required(media.frames, "frames"))}
 
@@ -57,7 +55,7 @@ class ControlLatentsEncoder(VaeEncoder):
     spec = CONTROL_LATENTS
     needs = ("control",)
 
-    def encode(self, media: "Media") -> dict[str, Tensor]:
+    def encode(self, media: Media) -> dict[str, Tensor]:
         """``{"latents": "16 F H W"}``."""
         return {"latents": self.latents_of(self.required(media.control, "a control video"))}
 
@@ -68,6 +66,6 @@ class ReferenceLatentsEncoder(VaeEncoder):
     spec = REFERENCE_LATENTS
     needs = ("reference",)
 
-    def encode(self, media: "Media") -> dict[str, Tensor]:
+    def encode(self, media: Media) -> dict[str, Tensor]:
         """``{"latents": "16 1 H W"}``."""
         return {"latents": self.latents_of(self.required(media.reference, "a reference picture"))}

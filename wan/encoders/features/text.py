@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 import os
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from common.dtypes import dtype_name
+from common.media.item import Media
 from wan.encoders.base import ModelEncoder, ModelKind
 from wan.encoders.specs import TEXT
+from wan.encoders.text import TextEncoder
 from wan.encoders.tokenizer import MAX_TOKENS
-
-if TYPE_CHECKING:
-    from common.media.item import Media
-    from wan.encoders.text import TextEncoder
 
 
 class TextFeatureEncoder(ModelEncoder):
@@ -26,7 +24,7 @@ class TextFeatureEncoder(ModelEncoder):
     spec = TEXT
     needs = ("caption",)
 
-    def __init__(self, text_encoder: "TextEncoder",
+    def __init__(self, text_encoder: TextEncoder,
                  weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
         super().__init__(weights)
         self.text_encoder = text_encoder
@@ -37,7 +35,7 @@ class TextFeatureEncoder(ModelEncoder):
         return {"dtype": dtype_name(self.text_encoder.dtype), "tokenizer": self._tokenizer,
                 "max_tokens": str(MAX_TOKENS), "cleaning": "wan2.1"}
 
-    def encode(self, media: "Media") -> dict[str, Tensor]:
+    def encode(self, media: Media) -> dict[str, Tensor]:
         """``{"hidden": "L D"}`` in the model's dtype; an empty caption has the end token alone."""
         caption = self.required(media.caption, "a caption")
         return {"hidden": self.text_encoder.encode([caption])[0].cpu()}
