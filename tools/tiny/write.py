@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 import io
 import json
 from pathlib import Path
@@ -59,7 +60,7 @@ def write_tiny_weights(folder: Path, seed: int = 0) -> list[Path]:
 def _jobs(seed: int) -> Iterator[Job]:
     for name, variant in VARIANTS.items():
         yield Job(name, f"DiT ({variant.family}), {variant.dim} wide, {variant.layers} blocks",
-                  lambda path, name=name: save_tensors(path, dit_tensors(name, seed), {"format": "pt"}))
+                  partial(_save_dit, name=name, seed=seed))
     yield Job(VAE_FILE, "VAE, base width 8", lambda path: _save_pth(path, vae_tensors(seed)))
     yield Job(TEXT_FILE, "umT5 encoder", lambda path: _save_pth(path, text_tensors(seed)))
     yield Job(TOKENIZER_FILE, "its tokenizer (sentencepiece)", lambda path: _save_bytes(path, tokenizer_bytes()))
@@ -69,6 +70,10 @@ def _jobs(seed: int) -> Iterator[Job]:
     yield Job(f"{AUDIO_FOLDER}/config.json", "its sizes", lambda path: _save_json(path, CONFIG))
     yield Job(f"{AUDIO_FOLDER}/preprocessor_config.json", "how it wants sound",
               lambda path: _save_json(path, PREPROCESSOR))
+
+
+def _save_dit(path: Path, *, name: str, seed: int) -> None:
+    save_tensors(path, dit_tensors(name, seed), {"format": "pt"})
 
 
 def _save_pth(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -92,6 +92,7 @@ class _LinearFromFp8(torch.autograd.Function):
 class Fp8Linear(nn.Linear):
     """A linear layer whose weight is fp8 values and the buffer `scale_weight`. The weight is never trained."""
 
+    weight: nn.Parameter
     scale_weight: Tensor
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True,

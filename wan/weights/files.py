@@ -5,11 +5,12 @@ would break under a file that is replaced while it is in use.
 """
 
 from dataclasses import dataclass
+from io import FileIO
 import json
 from pathlib import Path
 import pickle
 import struct
-from typing import Any, BinaryIO
+from typing import Any
 import zipfile
 
 import torch
@@ -56,14 +57,14 @@ class TensorFile:
         self.path = path
         self.entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].first)))
         self.metadata = metadata
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
 
     def read(self, name: str) -> Tensor:
         """The tensor in memory of its own, strided as it was stored. WeightsError if the file ends early."""
         entry = self.entries[name]
         buffer = torch.empty(entry.nbytes, dtype=torch.uint8)
         if self._file is None:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - kept open until close()
+            self._file = FileIO(self.path, "rb")  # open until close()
         self._file.seek(entry.start + entry.first * entry.dtype.itemsize)
         view, done = memoryview(buffer.numpy()), 0
         while done < entry.nbytes:  # one read call returns at most 2 GB
@@ -170,13 +171,13 @@ def _open_zip(path: Path) -> TensorFile:
 
     with FakeTensorMode():
         tensors = _tensors_of(path, _load_pickle(path))
-    offsets = {name: getattr(tensor.untyped_storage(), "_checkpoint_offset", None) for name, tensor in tensors.items()}
-    if any(offset is None for offset in offsets.values()):
-        return LoadedFile(path, _tensors_of(path, _load_pickle(path)))
-    size = path.stat().st_size
-    entries = {name: Stored(tensor.dtype, tuple(tensor.shape), tensor.stride(), offsets[name], tensor.storage_offset())
-               for name, tensor in tensors.items()}
-    for name, entry in entries.items():
+    size, entries = path.stat().st_size, {}
+    for name, tensor in tensors.items():
+        offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+        if offset is None:
+            return LoadedFile(path, _tensors_of(path, _load_pickle(path)))
+        entry = Stored(tensor.dtype, tuple(tensor.shape), tensor.stride(), offset, tensor.storage_offset())
+        entries[name] = entry
         if entry.start + entry.first * entry.dtype.itemsize + entry.nbytes > size:
             raise WeightsError(f"{path}: ends within '{name}'. Copy or download it again.")
     return TensorFile(path, entries, {})
