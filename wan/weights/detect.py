@@ -50,7 +50,7 @@ def detect_dit(source: WeightsSource, *, head_dim: int = RELEASED_HEAD_DIM) -> D
         raise WeightsError(f"{source.path}: {kind.name}. Support for it comes later; {TAKEN_NOW}")
     if kind is not UNKNOWN and not kind.is_dit:
         raise WeightsError(f"{source.path}: not a Wan DiT; {looks_like(source)}. Give the DiT's file here.")
-    layout: Literal["official", "diffusers"] = "diffusers" if "diffusers" in kind.name else "official"
+    layout: Literal["official", "diffusers"] = "diffusers" if kind.is_diffusers else "official"
     rename: Callable[[str], str] = to_diffusers if layout == "diffusers" else str
     absent = [rename(key) for key in SHAPE_KEYS if rename(key) not in source]
     if len(absent) == len(SHAPE_KEYS) and kind is UNKNOWN:

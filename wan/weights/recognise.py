@@ -15,6 +15,7 @@ class Kind:
     name: str
     """As a sentence says it, with its article."""
     is_dit: bool = False
+    is_diffusers: bool = False
     comes_later: bool = False
     flag: str = ""
     """Where a user gives such a file."""
@@ -59,7 +60,7 @@ KINDS: tuple[tuple[Kind, Test], ...] = (
     (Kind("the Wan 2.1 VAE", flag="--vae"), _has("encoder.conv1.weight", "decoder.conv1.weight")),
     (Kind("a VAE in diffusers' layout", flag="--vae"), _has("encoder.conv_in.weight", "decoder.conv_in.weight")),
     (Kind("a Wan DiT", is_dit=True, flag="--dit"), _begins("blocks.0.self_attn.", "blocks.0.cross_attn.")),
-    (Kind("a Wan DiT in diffusers' layout", is_dit=True, flag="--dit"),
+    (Kind("a Wan DiT in diffusers' layout", is_dit=True, is_diffusers=True, flag="--dit"),
      lambda keys: _begins("blocks.0.attn1.")(keys) or "condition_embedder.time_proj.weight" in keys),
     (Kind("a HunyuanVideo or Flux model"), _begins("double_blocks.", "txt_in.", "transformer_blocks.")),
     (Kind("a Stable Diffusion model"), _begins("model.diffusion_model.input_blocks.", "input_blocks.", "down_blocks.")),
