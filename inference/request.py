@@ -11,8 +11,13 @@ from common.timebase import floor_frame_count, is_valid_frame_count
 from wan.variants import TASKS, find_task
 
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".m4v")
-FOREIGN_VIDEO_SUFFIXES = (".webm", ".avi", ".gif", ".wmv", ".flv")
+VIDEO_SUFFIXES = (".mp4", ".m4v")
+FOREIGN_VIDEO_SUFFIXES = (".mov", ".mkv", ".webm", ".avi", ".gif", ".wmv", ".flv")
+NO_SUCH_ATTENTION = {
+    "flash3": "comes with the work on speed; torch takes cuDNN's kernel on the same cards.",
+    "xformers": "is not offered, because torch's own attention is as fast and needs no package. Use torch.",
+    "sageattn": "comes with the work on speed. Use torch.",
+}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -58,9 +63,10 @@ class LoraChoice(Section):
     lora_multiplier: list[float] = flag([], "strength of each LoRA, or one for all (default: 1)", group="LoRA")
     lora_attach: bool = flag(False, "run the LoRAs beside the base instead of adding them to its weights: slower, "
                                     "exact on float8 weights", group="LoRA")
-    include_patterns: list[str] = flag([], "regular expressions on dotted module names: matching LoRA modules are "
-                                           "used even where an exclude pattern matches", group="LoRA")
-    exclude_patterns: list[str] = flag([], "regular expressions: matching LoRA modules are left out", group="LoRA")
+    include_patterns: list[str] = flag([], "regular expressions; only LoRA modules in whose name one is found are "
+                                           "used, for example self_attn or blocks\\.1[0-9]\\.", group="LoRA")
+    exclude_patterns: list[str] = flag([], "regular expressions; LoRA modules in whose name one is found are left "
+                                           "out", group="LoRA")
 
     def multipliers(self) -> list[float]:
         """One multiplier for each LoRA file."""
@@ -79,6 +85,8 @@ class SceneChoice(Section):
                                      group="Scene")
     audio: Path | None = flag(None, "sound that drives the video and is written into it; needs a LoRA with an audio "
                                     "condition", group="Scene")
+    audio_lead: float = flag(0.0, "seconds of silence in front of the sound, for the model and in the video", ge=0,
+                             group="Scene")
     video_size: tuple[int, int] = flag((256, 256), "height and width in pixels, multiples of 16; for image-to-video "
                                                    "this is the area, and the picture rules the shape", group="Scene")
     video_length: int | None = flag(None, "frames, 4n+1 (default: the sound's length, else the task's, 81)",
@@ -135,13 +143,15 @@ class GenerationRequest(OutputChoice, SamplingChoice, SceneChoice, LoraChoice, M
         if len(self.lora_multiplier) not in (0, 1, len(self.lora_weight)):
             yield (f"--lora_multiplier has {len(self.lora_multiplier)} values for {len(self.lora_weight)} LoRA "
                    "files. Give one for each, or one for all.")
+        if self.attn_mode in NO_SUCH_ATTENTION:
+            yield f"--attn_mode {self.attn_mode}: {NO_SUCH_ATTENTION[self.attn_mode]}"
         for pattern in (*self.include_patterns, *self.exclude_patterns):
             try:
                 re.compile(pattern)
             except re.error as error:
                 yield f"'{pattern}' is no regular expression: {error}."
         if self.save_path is not None and self.save_path.suffix.lower() in FOREIGN_VIDEO_SUFFIXES:
-            yield f"--save_path {self.save_path}: writes {', '.join(VIDEO_SUFFIXES)}, or into a folder."
+            yield f"--save_path {self.save_path}: videos are written as .mp4. Use that ending, or a folder."
         if self.latent_path and self.from_file:
             yield "--latent_path only decodes and --from_file only generates. Give one of the two."
 

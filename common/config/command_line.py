@@ -92,8 +92,9 @@ def help_text(fields: Iterable[FlagField], *, prog: str, description: str, epilo
     parser = argparse.ArgumentParser(
         prog=prog, description=description, epilog=epilog, usage=f"{prog} [flags]",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 10, width))
-    parser.add_argument("--config_file", metavar="TOML", help="settings file with flag names as keys; the command line "
-                        "wins over it. The settings that a run prints at its start are such a file")
+    parser.add_argument("--config_file", metavar="TOML", help="settings file with flag names as keys (TOML, or the "
+                        "JSON beside a generated video); the command line wins over it. The settings that a run "
+                        "prints at its start are such a file")
     for group, members in groupby(fields, key=lambda flag: flag.group):
         section = parser.add_argument_group(group)
         for flag in members:

@@ -13,7 +13,7 @@ from common.config.command_line import help_text, read_words
 from common.config.foreign import Foreign
 from common.config.section import FlagField, Section, flags_of, not_a_choice
 from common.config.show import is_given
-from common.config.toml import read_toml
+from common.config.toml import read_json, read_toml
 from common.errors import ConfigError, nearest, raise_all
 from common.logs import get_logger
 
@@ -80,7 +80,7 @@ def _read_file(path: str, spellings: Mapping[str, FlagField], foreign: Mapping[s
     if not file.exists() and not file.suffix:
         file = file.with_suffix(".toml")
     try:
-        document = read_toml(file)
+        document = read_json(file) if file.suffix.lower() == ".json" else read_toml(file)
     except ConfigError as error:
         problems.append(str(error))
         return {}, {}, []

@@ -1,4 +1,4 @@
-"""TOML files: read with `tomllib`, with the line of each key for messages."""
+"""Settings files: TOML, with the line of each key for messages, and JSON."""
 
 from dataclasses import dataclass, field
 import os
@@ -50,6 +50,26 @@ def read_toml(path: str | os.PathLike[str]) -> TomlDocument:
         hint = " A Windows path needs single quotes ('C:\\data') or doubled backslashes." if "\\" in text else ""
         raise ConfigError(f"{file}: not valid TOML: {error}.{hint}") from error
     return TomlDocument(file, data, _find_lines(text))
+
+
+def read_json(path: str | os.PathLike[str]) -> TomlDocument:
+    """Settings from a JSON object, or from its key `settings`, as the JSON beside a generated video has it.
+
+    Raises ConfigError for a missing file and for one that holds no object.
+    """
+    import json
+
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file.")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ConfigError(f"{file}: not valid JSON: {error}.") from error
+    settings = data.get("settings", data) if isinstance(data, dict) else None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{file}: holds no settings (an object with flag names as keys).")
+    return TomlDocument(file, settings, {})
 
 
 def _find_lines(text: str) -> dict[tuple[str | int, ...], int]:

@@ -1,0 +1,127 @@
+"""The LoRA files of a request: what they change, which conditions they carry, and what they were trained at."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+import re
+from typing import TYPE_CHECKING, Any
+
+from common.errors import ConfigError, NetworkFileError
+from common.logs import get_logger
+from inference.request import GenerationRequest
+from networks.condition_weights import load_conditions, recorded_conditions, split_by_condition
+from networks.formats import LoraFile, read_lora
+from networks.metadata import Origin
+from networks.names import kohya_name, spellings
+from wan.conditions.base import Condition
+from wan.conditions.registry import build_condition, find_condition
+from wan.variants import Variant
+
+if TYPE_CHECKING:
+    from networks.merge import LoraMerge
+    from wan.modules.dit import WanDiT
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """LoRA files with their multipliers, and the conditions inside them by name."""
+
+    files: tuple[tuple[LoraFile, float], ...] = ()
+    conditions: Mapping[str, tuple[LoraFile, Mapping[str, str]]] = field(default_factory=dict)
+    """Condition's name → the file that holds it, and its settings as text."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Features that the conditions read."""
+        names = [feature for name in self.conditions for feature in find_condition(name).features]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def fps(self) -> float | None:
+        """Frame rate of the footage that the files were trained on; None when no file tells."""
+        return self._told("fps")
+
+    @property
+    def picture_mode(self) -> str | None:
+        """How pictures met their size in training; None when no file tells."""
+        return self._told("picture_mode")
+
+    def _told(self, name: str) -> Any:
+        origins = {file.path.name: Origin.read(file.metadata) for file, _ in self.files}
+        told = {path: getattr(origin, name) for path, origin in origins.items() if origin and getattr(origin, name)}
+        if len(set(told.values())) > 1:
+            texts = ", ".join(f"{value} ({path})" for path, value in told.items())
+            log.warning("the LoRA files were trained at different %s: %s; the first is used", name, texts)
+        return next(iter(told.values()), None)
+
+    def build_conditions(self, variant: Variant) -> dict[str, Condition]:
+        """The conditions with their trained weights, frozen, on the CPU in float32."""
+        built = {}
+        for name, (file, settings) in self.conditions.items():
+            condition = build_condition(name, settings, variant)
+            own = {key: tensor for key, tensor in file.conditions.items() if name in split_by_condition({key: tensor})}
+            load_conditions({name: condition}, own, file.path)
+            built[name] = condition.requires_grad_(False).eval()
+        return built
+
+
+def read_adapters(request: GenerationRequest, module_paths: Iterable[str]) -> Adapters:
+    """Read every `--lora_weight` and keep what the patterns leave of it.
+
+    `module_paths` are the dotted names of the base's modules. Raises NetworkFileError for a file that cannot be read,
+    of which the patterns leave nothing, or that brings a condition that another file brings too.
+    """
+    paths = list(module_paths)
+    files, conditions = [], {}
+    for path, multiplier in zip(request.lora_weight, request.multipliers(), strict=True):
+        file = _selected(read_lora(path), paths, request)
+        files.append((file, multiplier))
+        settings = recorded_conditions(file.metadata)
+        for name in split_by_condition(file.conditions):
+            if name in conditions:
+                raise NetworkFileError(f"{file.path}: brings the condition '{name}', and so does "
+                                       f"{conditions[name][0].path}. Give one of the two.")
+            find_condition(name)
+            conditions[name] = (file, settings.get(name, {}))
+    return Adapters(tuple(files), conditions)
+
+
+def _selected(file: LoraFile, paths: list[str], request: GenerationRequest) -> LoraFile:
+    """The file without the modules that `--include_patterns` do not name or `--exclude_patterns` do."""
+    include = [re.compile(pattern) for pattern in request.include_patterns]
+    exclude = [re.compile(pattern) for pattern in request.exclude_patterns]
+    if not include and not exclude:
+        return file
+
+    def matches(patterns: list[re.Pattern[str]], path: str) -> bool:
+        return any(pattern.search(name) for pattern in patterns for name in (path, kohya_name(path)))
+
+    dropped = {name for path in paths for name in spellings(path)
+               if (include and not matches(include, path)) or matches(exclude, path)}
+    entries = {name: entry for name, entry in file.entries.items() if name not in dropped}
+    if file.entries and not entries:
+        raise ConfigError(f"--include_patterns and --exclude_patterns leave nothing of {file.path}. Patterns are "
+                          "searched in names such as blocks.0.self_attn.q.")
+    log.info("%s: the patterns leave %d of %d modules", file.path.name, len(entries), len(file.entries))
+    return replace(file, entries=entries)
+
+
+def merge_of(adapters: Adapters, names: Iterable[str]) -> "LoraMerge":
+    """Transform that merges the files while the base is read; NetworkFileError at once for one that does not fit."""
+    from networks.merge import LoraMerge
+
+    merge = LoraMerge(adapters.files)
+    for report in merge.check(names):
+        log.info("%s", report.text())
+    return merge
+
+
+def attach_to(dit: "WanDiT", adapters: Adapters) -> None:
+    """Run the files beside the loaded base (`--lora_attach`)."""
+    from networks.attach import attach_lora
+
+    for file, multiplier in adapters.files:
+        if file.entries:
+            _, report = attach_lora(dit, file, multiplier)
+            log.info("%s", report.text())

@@ -1,0 +1,79 @@
+"""One clip's velocity: the DiT with everything that its passes are conditioned on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float
+import torch
+from torch import Tensor
+
+from common.features import FeatureBatch
+from inference.guidance import Guidance, Pass
+from inference.inputs import Prepared
+from wan.conditions.base import Condition, ConditionState
+from wan.conditions.given_frames import GivenFrames, apply_given, given_timestep
+from wan.conditions.image_latent import model_channels, model_clip_features
+from wan.modules.dit import WanDiT
+
+
+@dataclass(frozen=True)
+class _PassInputs:
+    text: list[Tensor]
+    states: dict[str, ConditionState]
+
+
+class ClipVelocity:
+    """velocity(x, sigma, timestep, pass) of one clip; what does not change from step to step is made once.
+
+    `given` are the frames that a condition keeps clean, or None.
+    """
+
+    def __init__(self, dit: WanDiT, conditions: Mapping[str, Condition], prepared: Prepared, guidance: Guidance,
+                 noise: Float[Tensor, "1 16 F H W"]) -> None:
+        self.dit = dit
+        self.noise = noise
+        variant = dit.variant
+        batch = on_device(prepared.batch, noise.device)
+        grid = tuple(length // patch for length, patch in zip(noise.shape[2:], variant.patch, strict=True))
+        self.channels = model_channels(variant, batch)
+        self.clip_features = model_clip_features(variant, batch)
+        self.passes: dict[str, _PassInputs] = {}
+        for one in guidance.all_passes:
+            seen = without(batch, one)
+            text = prepared.negative_text if one.negative_text else prepared.text
+            states = {name: condition.prepare(seen, grid) for name, condition in conditions.items()}
+            self.passes[one.name] = _PassInputs([text], states)
+        self.given = next((state.given for inputs in self.passes.values() for state in inputs.states.values()
+                           if state.given is not None), None)
+
+    def __call__(self, x: Float[Tensor, "1 16 F H W"], sigma: float, timestep: float, one: Pass
+                 ) -> Float[Tensor, "1 16 F H W"]:
+        inputs = self.passes[one.name]
+        time = torch.full((len(x),), timestep, device=x.device, dtype=torch.float32)
+        return self.dit(x, given_timestep(time, self.given, self.dit.variant.patch), inputs.text,
+                        channels=self.channels, clip_features=self.clip_features, conditions=inputs.states,
+                        pass_name=one.name)
+
+    def write_given(self, sample: Tensor, sigma: float) -> Tensor:
+        """The sample with the given frames as they stand at `sigma`."""
+        return apply_given(sample, self.given, sigma, self.noise)
+
+
+def without(batch: FeatureBatch, one: Pass) -> FeatureBatch:
+    """The batch as `one` sees it: features that it lacks are marked absent."""
+    absent = {name: torch.zeros(1, dtype=torch.bool) for name in one.without if name in batch.features}
+    return replace(batch, present={**batch.present, **absent}) if absent else batch
+
+
+def on_device(batch: FeatureBatch, device: torch.device) -> FeatureBatch:
+    """The batch with all its tensors on `device`."""
+    def moved(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device)
+
+    features = {name: {key: tensor.to(device) for key, tensor in tensors.items()}
+                for name, tensors in batch.features.items()}
+    return replace(batch, features=features, given_latents=moved(batch.given_latents),
+                   given_mask=moved(batch.given_mask), first_is_still=moved(batch.first_is_still))
+
+
+__all__ = ["ClipVelocity", "GivenFrames", "on_device", "without"]

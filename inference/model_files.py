@@ -1,0 +1,99 @@
+"""Which files a request runs on, and what their headers tell; nothing but headers and LoRA files is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.errors import ConfigError, WeightsError, raise_all
+from inference.adapters import Adapters, merge_of, read_adapters
+from inference.request import GenerationRequest
+from wan.memory.fp8 import FP8_DTYPES
+from wan.modules.dit import WanDiT
+from wan.variants import TASKS, Task, Variant, check_task, find_task
+from wan.weights.detect import detect_dit
+from wan.weights.dit import open_dit
+
+OFFICIAL_NAMES = {
+    "vae": "Wan2.1_VAE.pth",
+    "t5": "models_t5_umt5-xxl-enc-bf16.pth",
+    "clip": "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+}
+"""Files of an official folder, by the flag that they fill."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Paths of the models, and what the DiT and the LoRA files say about themselves."""
+
+    dit: Path
+    vae: Path
+    t5: Path
+    tokenizer: Path | None
+    clip: Path | None
+    wav2vec: Path | None
+    variant: Variant
+    task: Task
+    stored_dtype: torch.dtype
+    """dtype of the DiT's block weights in the file."""
+    adapters: Adapters
+
+    @property
+    def is_stored_in_fp8(self) -> bool:
+        """Whether the file itself holds the blocks in float8."""
+        return self.stored_dtype in FP8_DTYPES
+
+
+def with_official_folder(request: GenerationRequest) -> GenerationRequest:
+    """`request` with the paths that `--ckpt_dir` fills; ConfigError when it is no folder."""
+    folder = request.ckpt_dir
+    if folder is None:
+        return request
+    if not folder.is_dir():
+        raise ConfigError(f"--ckpt_dir {folder}: no such folder.")
+    found = {"dit": folder} | {flag: folder / name for flag, name in OFFICIAL_NAMES.items() if (folder / name).exists()}
+    given = {flag for flag in found if getattr(request, flag) is not None}
+    return request.model_copy(update={flag: path for flag, path in found.items() if flag not in given})
+
+
+def inspect_models(request: GenerationRequest) -> ModelFiles:
+    """Find the files of a request, and read the headers of the DiT and the LoRA files.
+
+    Raises one ConfigError that lists every path that is missing; WeightsError and NetworkFileError for files that are
+    not what was asked for.
+    """
+    request = with_official_folder(request)
+    raise_all(_path_problems(request), ConfigError, "model files")
+    assert request.dit and request.vae and request.t5
+    with open_dit(request.dit) as source:
+        found = detect_dit(source)
+        stored = source.dtype(found.source_key("blocks.0.self_attn.q.weight"))
+    if request.task is not None:
+        check_task(request.task, found.variant, request.dit)
+    task = find_task(request.task) if request.task is not None else guess_task(found.variant, request.dit)
+    with torch.device("meta"):
+        names = list(WanDiT(found.variant).state_dict())
+    adapters = read_adapters(request, dict.fromkeys(name.rpartition(".")[0] for name in names))
+    if adapters.files:
+        merge_of(adapters, names)
+    return ModelFiles(request.dit, request.vae, request.t5, request.tokenizer, request.clip, request.wav2vec,
+                      found.variant, task, stored, adapters)
+
+
+def guess_task(variant: Variant, path: Path) -> Task:
+    """The task of a model: of its family the one of its width, else the first; WeightsError when none fits."""
+    fitting = [task for task in TASKS.values() if task.family == variant.family]
+    if not fitting:
+        raise WeightsError(f"{path}: a {variant.family} model, which no task fits yet.")
+    return next((task for task in fitting if (task.dim, task.layers) == (variant.dim, variant.layers)), fitting[0])
+
+
+def _path_problems(request: GenerationRequest) -> list[str]:
+    problems = [f"--{flag} is required" for flag in ("dit", "vae", "t5") if getattr(request, flag) is None]
+    for flag in ("dit", "vae", "t5", "clip", "tokenizer", "wav2vec"):
+        path = getattr(request, flag)
+        # A pattern such as *-of-00006.safetensors is looked up by the loader.
+        if path is not None and not path.exists() and not set("*?[") & set(path.name):
+            problems.append(f"--{flag} {path}: no such file or folder")
+    problems += [f"--lora_weight {path}: no such file" for path in request.lora_weight if not path.exists()]
+    return problems

@@ -1,0 +1,113 @@
+"""The models of a pipeline: loaded when first asked for, freed by name."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+import time
+from typing import Any
+
+import torch
+
+from common.devices import free_memory, pick_device
+from common.dtypes import dtype_name, parse_dtype
+from common.logs import get_logger
+from inference.adapters import attach_to, merge_of
+from inference.model_files import ModelFiles
+from inference.request import GenerationRequest
+import wan
+from wan.conditions.base import Condition
+from wan.memory.fp8 import Fp8Settings
+from wan.modules.dit import WanDiT
+
+log = get_logger(__name__)
+
+ATTENTION = {"torch": "sdpa", "flash": "flash_attn", "flash2": "flash_attn"}
+"""musubi-tuner's names of back ends that we call otherwise."""
+
+
+class Models:
+    """Loaded models by kind (`text_encoder`, `image_encoder`, `audio_encoder`, `vae`, `dit`, `conditions`).
+
+    `loaded` brings models that are in memory already, such as a trainer's DiT; they are used as they are and never
+    freed here.
+    """
+
+    def __init__(self, files: ModelFiles, request: GenerationRequest, loaded: Mapping[str, Any] | None = None) -> None:
+        self.files = files
+        self.request = request
+        self.device = pick_device(request.device)
+        self._loaded: dict[str, Any] = dict(loaded or {})
+        self._borrowed = frozenset(self._loaded)
+
+    def get(self, kind: str) -> Any:
+        """The model of this kind, loading it if need be."""
+        if kind not in self._loaded:
+            started = time.monotonic()
+            self._loaded[kind] = self._loaders[kind]()
+            log.info("loaded %s in %.1f s", kind.replace("_", " "), time.monotonic() - started)
+        return self._loaded[kind]
+
+    def path(self, kind: str) -> Path:
+        """The weights of a kind that makes features."""
+        path = {"text_encoder": self.files.t5, "image_encoder": self.files.clip, "audio_encoder": self.files.wav2vec,
+                "vae": self.files.vae}[kind]
+        assert path is not None, kind
+        return path
+
+    def free(self, *kinds: str) -> None:
+        """Let go of models and give their memory back."""
+        own = [kind for kind in kinds if kind in self._loaded and kind not in self._borrowed]
+        for kind in own:
+            del self._loaded[kind]
+        if own:
+            free_memory()
+
+    @property
+    def _loaders(self) -> dict[str, Callable[[], Any]]:
+        files, request = self.files, self.request
+        on = {"device": self.device}
+        return {
+            "text_encoder": lambda: wan.load_text_encoder(
+                files.t5, tokenizer=files.tokenizer, dtype=parse_dtype(request.t5_dtype), **on),
+            "image_encoder": lambda: wan.load_image_encoder(
+                self.path("image_encoder"), dtype=parse_dtype(request.clip_dtype), **on),
+            "audio_encoder": lambda: wan.load_audio_encoder(
+                self.path("audio_encoder"), dtype=torch.float32, **on),
+            "vae": lambda: wan.load_vae(files.vae, dtype=parse_dtype(request.vae_dtype), **on),
+            "dit": self._load_dit,
+            "conditions": self._load_conditions,
+        }
+
+    @property
+    def dit_dtype(self) -> torch.dtype:
+        """What the DiT computes in."""
+        if self.request.dit_dtype is not None:
+            return parse_dtype(self.request.dit_dtype)
+        if self.device == "cpu":
+            return torch.float32
+        return torch.float16 if self.files.stored_dtype == torch.float16 else torch.bfloat16
+
+    def _load_dit(self) -> WanDiT:
+        files, request = self.files, self.request
+        merged = files.adapters.files and not request.lora_attach
+        with torch.device("meta"):
+            names = list(WanDiT(files.variant).state_dict()) if merged else []
+        transform = merge_of(files.adapters, names) if merged else None
+        fp8 = fp8_settings(request, is_stored_in_fp8=files.is_stored_in_fp8)
+        dit = wan.load_dit(files.dit, dtype=self.dit_dtype, device=self.device, transform=transform, fp8=fp8)
+        dit.set_attention(ATTENTION.get(request.attn_mode, request.attn_mode))
+        if files.adapters.files and request.lora_attach:
+            attach_to(dit, files.adapters)
+        log.info("DiT: %s, %d blocks, %s%s on %s", files.variant.family, files.variant.layers,
+                 dtype_name(self.dit_dtype), " with float8 block weights" if fp8 else "", self.device)
+        return dit
+
+    def _load_conditions(self) -> dict[str, Condition]:
+        conditions = self.files.adapters.build_conditions(self.files.variant)
+        return {name: condition.to(self.device) for name, condition in conditions.items()}
+
+
+def fp8_settings(request: GenerationRequest, *, is_stored_in_fp8: bool) -> Fp8Settings | None:
+    """How the DiT's block weights are stored; None for the DiT's dtype. A float8 file stays float8."""
+    if request.fp8_scaled or is_stored_in_fp8:
+        return Fp8Settings()
+    return Fp8Settings(mode="tensor") if request.fp8 else None

@@ -1,0 +1,173 @@
+"""Generation from request to file: plan, encode, denoise, decode, write; models are loaded once for many requests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from einops import rearrange
+from jaxtyping import Float, UInt8
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.dtypes import dtype_name
+from common.errors import MediaError, UserError
+from common.logs import get_logger
+from common.media.item import Media
+from common.media.sound import Sound
+from inference.denoise import Watch, denoise
+from inference.forward import ClipVelocity
+from inference.guidance import ClassifierFree
+from inference.inputs import ORDER, Prepared, assemble, make_encoder, media_for, texts_of
+from inference.model_files import ModelFiles, inspect_models
+from inference.models import Models
+from inference.outputs import write_result
+from inference.plan import Plan, make_plan
+from inference.record import make_record
+from inference.request import GenerationRequest
+from wan.encoders.registry import FEATURES
+from wan.modules.vae import Vae
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """One generated clip."""
+
+    video: Float[Tensor, "3 F H W"]
+    """Pixels in -1…1, float32 on the CPU; only the frames that are written."""
+    latents: Float[Tensor, "16 T h w"]
+    """All latents, float32 on the CPU."""
+    sound: Sound | None
+    """The driving sound, heard `settings.audio_lead` seconds after the first frame begins."""
+    fps: float
+    settings: GenerationRequest
+    """Settings with every default filled in."""
+    record: Mapping[str, Any]
+    """What is written as JSON beside the video."""
+    path: Path | None = None
+    """Where the result was written; None when the request names no place."""
+
+    @property
+    def frames(self) -> UInt8[np.ndarray, "F H W 3"]:
+        """The video as 8-bit RGB frames."""
+        return to_frames(self.video)
+
+
+def to_frames(video: Float[Tensor, "3 F H W"]) -> UInt8[np.ndarray, "F H W 3"]:
+    """-1…1 to 0…255, rounded."""
+    levels = rearrange(video, "c f h w -> f h w c").float().add(1).mul(127.5).round_().clamp_(0, 255)
+    return levels.to(torch.uint8).cpu().numpy()
+
+
+def noise_for(plan: Plan) -> Float[Tensor, "1 16 T h w"]:
+    """The starting noise: drawn on the CPU in float32, so that a seed means the same on every device.
+
+    The stream is torch's own for the seed, as with musubi-tuner's `--cpu_noise` and in ComfyUI.
+    """
+    source = torch.Generator("cpu").manual_seed(plan.seed)
+    return torch.randn((1, 16, *plan.latent_shape), generator=source, dtype=torch.float32)
+
+
+@torch.no_grad()
+def decode_with(vae: Vae, latents: Float[Tensor, "16 T h w"]) -> Float[Tensor, "3 F H W"]:
+    """Pixels in -1…1, float32 on the CPU; on the VAE's device lie only a few frames at a time."""
+    return torch.cat([chunk[0].float().cpu() for chunk in vae.decode_chunks(latents[None])], dim=1)
+
+
+class Pipeline:
+    """Models that stay loaded between generations. Make one with `load_pipeline`."""
+
+    def __init__(self, files: ModelFiles, models: Models) -> None:
+        self.files = files
+        self.models = models
+
+    def plan(self, request: GenerationRequest) -> Plan:
+        """Check a request and fill in its defaults; no model is loaded."""
+        return make_plan(request, self.files)
+
+    def prepare(self, plan: Plan) -> Prepared:
+        """Encode the text, pictures and sound of a plan."""
+        [outcome] = self.prepare_each([plan])
+        if isinstance(outcome, UserError):
+            raise outcome
+        return outcome
+
+    @torch.no_grad()
+    def prepare_each(self, plans: Sequence[Plan], *, free: bool = False) -> list[Prepared | UserError]:
+        """Encode several plans, one model after the other; with `free` each model is let go when its work is done.
+
+        A plan whose media turn out unusable gives its error and does not stop the others.
+        """
+        texts = self._texts(plans) if plans else {}
+        if free:
+            self.models.free("text_encoder")
+        features: list[dict[str, Any]] = [{} for _ in plans]
+        errors: dict[int, UserError] = {}
+        for name in ORDER:
+            for number, plan in enumerate(plans):
+                if name not in plan.features or number in errors:
+                    continue
+                try:
+                    features[number][name] = self._encode(name, plan)
+                except MediaError as error:
+                    errors[number] = error
+            if free and FEATURES[name].model != "vae":
+                self.models.free(FEATURES[name].model)
+        return [errors.get(number) or assemble(plan, features[number], texts[plan.prompt],
+                                               texts.get(plan.negative_prompt, texts[plan.prompt]))
+                for number, plan in enumerate(plans)]
+
+    def _encode(self, name: str, plan: Plan) -> dict[str, Tensor]:
+        kind = FEATURES[name].model
+        return make_encoder(name, self.models.get(kind), self.models.path(kind), plan).encode(media_for(name, plan))
+
+    def _texts(self, plans: Sequence[Plan]) -> dict[str, Tensor]:
+        encoder = make_encoder("text", self.models.get("text_encoder"), self.models.path("text_encoder"), plans[0])
+        return {text: encoder.encode(Media(n_frames=1, fps=1.0, caption=text))["hidden"] for text in texts_of(plans)}
+
+    @torch.no_grad()
+    def sample(self, prepared: Prepared, *, watch: Watch | None = None) -> Float[Tensor, "16 T h w"]:
+        """Latents of a prepared clip, float32 on the CPU."""
+        plan = prepared.plan
+        guidance = ClassifierFree(plan.guidance, frozenset({"audio"}))
+        noise = noise_for(plan).to(self.models.device)
+        velocity = ClipVelocity(self.models.get("dit"), self.models.get("conditions"), prepared, guidance, noise)
+        latents = denoise(velocity, noise, plan.sampling, guidance=guidance, write_given=velocity.write_given,
+                          watch=watch)
+        return latents[0].cpu()
+
+    def decode(self, latents: Float[Tensor, "16 T h w"]) -> Float[Tensor, "3 F H W"]:
+        """Pixels in -1…1, float32 on the CPU."""
+        return decode_with(self.models.get("vae"), latents)
+
+    def generate(self, request: GenerationRequest, *, watch: Watch | None = None) -> GenerationResult:
+        """One clip; written where `request.save_path` says. The models stay loaded."""
+        prepared = self.prepare(self.plan(request))
+        return self.finish(prepared, self.sample(prepared, watch=watch))
+
+    def finish(self, prepared: Prepared, latents: Float[Tensor, "16 T h w"]) -> GenerationResult:
+        """Decode latents, and write the result if its request names a place."""
+        plan, now = prepared.plan, datetime.now()
+        video = self.decode(latents)[:, :plan.shown_frames]
+        # The default precision hangs on the device; the record names it, so that the settings mean the same anywhere.
+        plan = replace(plan, request=plan.request.model_copy(update={"dit_dtype": dtype_name(self.models.dit_dtype)}))
+        record = make_record(plan, vars(self.files), now)
+        result = GenerationResult(video=video, latents=latents, sound=plan.written_sound, fps=plan.fps,
+                                  settings=plan.request, record=record)
+        if plan.request.save_path is None:
+            return result
+        return replace(result, path=write_result(result, now))
+
+
+def load_pipeline(request: GenerationRequest, **loaded: Any) -> Pipeline:
+    """A pipeline for the models that `request` names; they are loaded when first needed.
+
+    `loaded` gives models that are in memory already (`dit`, `vae`, `text_encoder`, `image_encoder`, `audio_encoder`,
+    `conditions`), for example a trainer's.
+    """
+    files = inspect_models(request)
+    return Pipeline(files, Models(files, request, loaded))

@@ -1,0 +1,165 @@
+"""A request with every default filled in and every rule checked, before a model is loaded."""
+
+from dataclasses import dataclass
+import secrets
+
+from common.errors import ConfigError, raise_all
+from common.logs import get_logger
+from common.media.sound import Sound
+from common.timebase import latent_frame_count
+from inference.denoise import Sampling
+from inference.model_files import ModelFiles
+from inference.request import GenerationRequest
+from inference.scene import Scene, read_scene
+from inference.sizes import Length, clip_length, clip_size, longest_problem, size_problem
+from wan.variants import OMNIAVATAR_NEGATIVE_PROMPT
+
+log = get_logger(__name__)
+
+AUDIO_FPS = 25.0
+AUDIO_GUIDANCE = 4.5
+"""OmniAvatar's; also the rate that a dataset with sound is read at by default."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be made."""
+
+    request: GenerationRequest
+    """Settings with every default filled in: the ones that reproduce the result."""
+    scene: Scene
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    length: Length
+    fps: float
+    sampling: Sampling
+    guidance: float
+    seed: int
+    prompt: str
+    negative_prompt: str
+    picture_mode: str
+    features: tuple[str, ...]
+    """Features to encode, beside the text."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Latent frames, height and width."""
+        return latent_frame_count(self.length.frames), self.size[1] // 8, self.size[0] // 8
+
+    @property
+    def starts_from_picture(self) -> bool:
+        """Whether the first latent frame is given: the picture itself, for conditions that read it as reference."""
+        return "reference_latents" in self.features
+
+    @property
+    def written_sound(self) -> Sound | None:
+        """The driving sound; cut where the video is shorter because the user wants it so."""
+        sound = self.scene.sound
+        if sound is None or (self.request.video_length is None and self.request.trim_tail_frames == 0):
+            return sound
+        samples = max(round((self.shown_frames / self.fps - self.request.audio_lead) * sound.sample_rate), 0)
+        return Sound(sound.samples[:, :samples], sound.sample_rate)
+
+    @property
+    def shown_frames(self) -> int:
+        """Frames that are written."""
+        return self.length.shown - self.request.trim_tail_frames
+
+
+def make_plan(request: GenerationRequest, files: ModelFiles) -> Plan:
+    """Read the request's media, fill in defaults, check everything.
+
+    Raises one ConfigError with every problem (MediaError when a picture or sound cannot be read).
+    """
+    problems = [*_input_problems(request, files), *_size_problems(request, files)]
+    raise_all(problems, ConfigError, "generate")
+    scene = read_scene(request)
+    adapters, task = files.adapters, files.task
+    mode = adapters.picture_mode or ("omniavatar" if "reference_latents" in adapters.features else "wan_i2v")
+    size = clip_size(*request.video_size, mode, scene.shape)
+    is_audio_driven = "audio" in adapters.features
+    fps = request.fps or adapters.fps or (AUDIO_FPS if is_audio_driven else float(task.fps))
+    if size != (request.video_size[1], request.video_size[0]):
+        log.info("size %dx%d: the shape of %s at the area of --video_size %d %d", *size, request.image_path,
+                 *request.video_size)
+    length = clip_length(request.video_length, task.frames, fps=fps,
+                         sound_s=None if scene.sound is None else scene.sound.duration_s + request.audio_lead)
+    if scene.sound is not None and (problem := longest_problem(length, fps, request.max_tokens, size)):
+        raise ConfigError(f"--audio {request.audio}: {problem}")
+    if request.trim_tail_frames >= length.shown:
+        raise ConfigError(f"--trim_tail_frames {request.trim_tail_frames} leaves nothing of {length.shown} frames.")
+    filled = request.model_copy(update={
+        "task": task.name, "fps": fps, "seed": secrets.randbelow(2**32) if request.seed is None else request.seed,
+        "infer_steps": request.infer_steps or task.steps,
+        "flow_shift": request.flow_shift or task.shift_for(*size),
+        "guidance_scale": _either(request.guidance_scale, AUDIO_GUIDANCE if is_audio_driven else task.guidance),
+        "negative_prompt": _either(request.negative_prompt,
+                                   OMNIAVATAR_NEGATIVE_PROMPT if is_audio_driven else task.negative_prompt)})
+    return Plan(
+        request=filled, scene=scene, size=size, length=length, fps=fps, seed=filled.seed, prompt=request.prompt or "",
+        negative_prompt=filled.negative_prompt, guidance=filled.guidance_scale, picture_mode=mode,
+        sampling=Sampling(request.sample_solver, filled.infer_steps, filled.flow_shift),
+        features=_features(request, files))
+
+
+def _either(value, default):
+    return default if value is None else value
+
+
+def _features(request: GenerationRequest, files: ModelFiles) -> tuple[str, ...]:
+    wanted = list(files.adapters.features)
+    if files.variant.family == "fun_control":
+        wanted += ["control_latents"] + (["image_latents"] if request.image_path else [])
+        wanted += ["clip"] if request.image_path and request.clip else []
+    elif files.variant.extra_channels:
+        wanted.append("image_latents")
+        if files.variant.has_image_branch:
+            wanted.append("clip")
+    return tuple(dict.fromkeys(wanted))
+
+
+def _size_problems(request: GenerationRequest, files: ModelFiles) -> list[str]:
+    problem = size_problem(*request.video_size, files.variant.spatial_multiple)
+    return [problem] if problem else []
+
+
+def _input_problems(request: GenerationRequest, files: ModelFiles) -> list[str]:
+    """What is missing or superfluous for this model and these LoRA files."""
+    family, heard = files.variant.family, files.adapters.features
+    problems = []
+    if not request.prompt:
+        problems.append("--prompt is required")
+    for flag in ("image_path", "end_image_path", "control_path", "audio"):
+        path = getattr(request, flag)
+        if path is not None and not path.exists():
+            problems.append(f"--{flag} {path}: no such file")
+    takes_picture = family != "t2v" or "reference_latents" in heard
+    if request.image_path is None and (family in ("i2v", "flf2v") or "reference_latents" in heard):
+        needs = f"a {family} model" if family != "t2v" else f"the condition '{next(iter(files.adapters.conditions))}'"
+        problems.append(f"--image_path is required: {needs} starts from a picture")
+    if request.image_path is not None and not takes_picture:
+        problems.append("--image_path: a text-to-video model does not start from a picture. Use image-to-video "
+                        "weights, or a LoRA with an audio condition")
+    if family == "flf2v" and request.end_image_path is None:
+        problems.append("--end_image_path is required: this model is made for a first and a last picture")
+    if family != "flf2v" and request.end_image_path is not None:
+        problems.append("--end_image_path: only first+last frame models (flf2v) take a last picture; this is a "
+                        f"{family} model")
+    if (family == "fun_control") != (request.control_path is not None):
+        problems.append("--control_path is required: this is a Fun-Control model" if family == "fun_control" else
+                        f"--control_path: only Fun-Control models follow a control video; this is a {family} model")
+    if family in ("i2v", "flf2v") and request.clip is None:
+        problems.append(f"--clip is required: a {family} model looks at the picture through CLIP")
+    return problems + _sound_problems(request, heard)
+
+
+def _sound_problems(request: GenerationRequest, heard: tuple[str, ...]) -> list[str]:
+    problems = []
+    if "audio" not in heard and request.audio is not None:
+        problems.append("--audio: nothing here can follow a sound. Give --lora_weight a file that was trained with an "
+                        "audio condition (--network_args conditions=omniavatar_add)")
+    if "audio" in heard and request.audio is None:
+        problems.append("--audio is required: the LoRA holds an audio condition")
+    if "audio" in heard and request.wav2vec is None:
+        problems.append("--wav2vec is required: the sound is heard through wav2vec2")
+    return problems

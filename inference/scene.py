@@ -1,0 +1,55 @@
+"""The pictures and the sound that a request names, read and checked before any model is loaded."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import MediaError, raise_all
+from common.logs import get_logger
+from common.media.image import read_image
+from common.media.sound import Sound, read_sound
+from inference.request import GenerationRequest
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is given to a generation besides text. Pictures are uint8 RGB `[H W 3]` at their own size."""
+
+    first: np.ndarray | None = None
+    last: np.ndarray | None = None
+    sound: Sound | None = None
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width of the first picture."""
+        return None if self.first is None else (self.first.shape[0], self.first.shape[1])
+
+
+def read_scene(request: GenerationRequest) -> Scene:
+    """Read the media of a request; what had to be done to a picture is told in one line.
+
+    Raises one MediaError that lists every file that cannot be used.
+    """
+    problems: list[str] = []
+    pictures = {}
+    for name in ("image_path", "end_image_path"):
+        path = getattr(request, name)
+        if path is None:
+            continue
+        try:
+            pictures[name], notes = read_image(path)
+        except MediaError as error:
+            problems.append(f"--{name} {error}")
+            continue
+        if notes:
+            log.info("%s: %s", path, ", ".join(notes))
+    sound = None
+    if request.audio is not None:
+        try:
+            sound = read_sound(request.audio)
+        except MediaError as error:
+            problems.append(f"--audio {error}")
+    raise_all(problems, MediaError, "media")
+    return Scene(pictures.get("image_path"), pictures.get("end_image_path"), sound)
