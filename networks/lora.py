@@ -115,7 +115,7 @@ class LoraNetwork(nn.Module):
         left = len(self.layers) - report.applied
         if report.applied and left:
             report.notes.append(f"{left} of {len(self.layers)} layers are not in the file and start fresh")
-        without = load_conditions(self.conditions, file.conditions, file.path)
+        without = load_conditions(dict(self.conditions.items()), file.conditions, file.path)
         report.notes.extend(f"condition '{name}' is not in the file and starts fresh" for name in without)
         report.refuse_if_nothing_fits(has_conditions=bool(file.conditions))
         return report
