@@ -119,7 +119,7 @@ def load_audio_encoder(folder: str | os.PathLike[str], *, dtype: torch.dtype = t
 def audio_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What a folder's config tells of its AudioEncoder without loading weights: `states` and `normalises`."""
     config = _read_config(Path(folder))
-    return {"states": int(config["num_hidden_layers"]) + 1, "normalises": _normalises(Path(folder))}
+    return {"states": int(config.get("num_hidden_layers", 12)) + 1, "normalises": _normalises(Path(folder))}
 
 
 def build_audio_encoder(config: dict[str, Any]) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor
 from common.errors import MediaError
 from common.features import FeatureSpec
 from common.media.item import Media
+from wan.weights.shards import find_files
 
 ModelKind = Literal["vae", "text_encoder", "image_encoder", "audio_encoder"]
 """Which of the loaders of `wan` makes the model that an encoder needs."""
@@ -42,14 +43,22 @@ class ModelEncoder:
 
     spec: FeatureSpec
     needs: tuple[str, ...]
+    preferred: ClassVar[tuple[str, ...]] = ()
+    """Names by which the model's file is found in a folder."""
+    settings_files: ClassVar[tuple[str, ...]] = ()
+    """Files beside the weights in a folder that decide the numbers too."""
 
     def __init__(self, weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
         paths = [weights] if isinstance(weights, str | os.PathLike) else list(weights)
         self._weights = tuple(Path(path) for path in paths)
 
     def weights_paths(self) -> tuple[Path, ...]:
-        """Files whose content decides the numbers."""
-        return self._weights
+        """Files whose content decides the numbers: of a folder with several models, those of this one alone."""
+        files: list[Path] = []
+        for path in self._weights:
+            files += find_files(path, self.preferred).files
+            files += [path / name for name in self.settings_files if (path / name).is_file()]
+        return tuple(files)
 
     def required(self, value: T | None, name: str) -> T:
         """`value` itself, or MediaError saying that the feature needs `name`."""

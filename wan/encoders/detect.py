@@ -3,16 +3,16 @@
 from collections.abc import Iterable
 
 from common.errors import WeightsError
+from wan.weights.recognise import looks_like
 from wan.weights.source import WeightsSource
 
 
 def need(source: WeightsSource, keys: Iterable[str], *, what: str, remedy: str) -> None:
-    """WeightsError unless `source` has all `keys`, by which `what` is known; it lists those and what the file holds."""
+    """WeightsError unless `source` has all `keys`, by which `what` is known; it says what the file looks like."""
     missing = [key for key in keys if key not in source]
     if missing:
-        held = list(source)
-        raise WeightsError(f"{source.path}: this is not {what}: it lacks {', '.join(missing)}. It holds {len(held)} "
-                           f"tensors ({', '.join(held[:3])}{', …' if len(held) > 3 else ''}). {remedy}")
+        raise WeightsError(f"{source.path}: this is not {what}: it lacks {', '.join(missing)}; "
+                           f"{looks_like(source.keys())}. {remedy}")
 
 
 def count_blocks(source: Iterable[str], prefix: str) -> int:

@@ -84,6 +84,18 @@ def load_text_encoder(path: str | os.PathLike[str], *, tokenizer: str | os.PathL
     return TextEncoder(model, found)
 
 
+def tokenizer_for(path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None) -> Tokenizer:
+    """The tokenizer that `load_text_encoder` would use, found and checked without reading the weights.
+
+    WeightsError when none is found or it does not fit.
+    """
+    with open_weights(path, preferred=PREFERRED) as source:
+        found = _tokenizer(source, tokenizer, source.shape(_layout(source)("shared.weight"))[0])
+    if isinstance(found, WeightsError):
+        raise found
+    return found
+
+
 def text_encoder_on_meta(source: WeightsSource) -> tuple[nn.Module, dict[str, str]]:
     """transformers' empty umT5 encoder for the weights in `source`, and {name in it: name in the source}."""
     name = _layout(source)

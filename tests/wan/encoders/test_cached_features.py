@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
@@ -143,6 +144,16 @@ def test_options_tell_apart_what_changes_the_numbers(make: Make) -> None:
 def test_states_can_be_stored_in_half_the_room(make: Make, media: Media) -> None:
     half = make("audio", stored_dtype=torch.bfloat16).encode(media)["states"]
     assert torch.equal(half, make("audio").encode(media)["states"].to(torch.bfloat16))
+
+
+def test_of_a_folder_only_the_models_own_files_count(light_vae: Path, light_t5: Path, wav2vec2: Path,
+                                                     tmp_path: Path) -> None:
+    """The official folder holds every model of a set; a new DiT there must not make the latents stale."""
+    for file in (light_vae, light_t5):
+        shutil.copy(file, tmp_path / file.name)
+    assert FEATURES["latents"](load_vae(tmp_path), tmp_path).weights_paths() == (tmp_path / light_vae.name,)
+    audio = FEATURES["audio"](load_audio_encoder(wav2vec2), wav2vec2)
+    assert audio.weights_paths() == (wav2vec2 / "model.safetensors", wav2vec2 / "config.json")
 
 
 def test_text_without_a_tokenizer_fails_before_any_item(light_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:

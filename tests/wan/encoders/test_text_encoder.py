@@ -9,7 +9,7 @@ import torch
 
 from common.errors import WeightsError
 from tests.light_set import light_input, light_outputs
-from wan.encoders.text import load_text_encoder, official_key
+from wan.encoders.text import load_text_encoder, official_key, tokenizer_for
 
 
 def light_ids(case: int, count: int) -> torch.Tensor:
@@ -114,6 +114,15 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(light_t5: Path, tmp_pa
     (tmp_path / "spiece.model").write_bytes(spiece)
     with pytest.raises(WeightsError, match=r"48 ids for small\.pth, which embeds 40"):
         load_text_encoder(tmp_path / "small.pth")
+
+
+def test_the_tokenizer_is_found_without_the_weights(light_t5: Path, tmp_path: Path, spiece: bytes,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-hub"))
+    with pytest.raises(WeightsError, match="no umT5 tokenizer found"):
+        tokenizer_for(light_t5)
+    (tmp_path / "spiece.model").write_bytes(spiece)
+    assert tokenizer_for(light_t5, tmp_path).size == 48
 
 
 def test_a_half_matching_file_is_refused(light_t5: Path, tmp_path: Path) -> None:

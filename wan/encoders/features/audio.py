@@ -10,7 +10,7 @@ from torch import Tensor
 from common.dtypes import dtype_name
 from common.media.item import Media
 from common.timebase import AUDIO_SAMPLE_RATE_HZ
-from wan.encoders.audio import AudioEncoder
+from wan.encoders.audio import PREFERRED, AudioEncoder
 from wan.encoders.audio_features import RECIPE
 from wan.encoders.base import ModelEncoder, ModelKind
 from wan.encoders.specs import Scope, audio_spec
@@ -24,6 +24,8 @@ class AudioFeatureEncoder(ModelEncoder):
     """
 
     model: ClassVar[ModelKind] = "audio_encoder"
+    preferred = PREFERRED
+    settings_files = ("config.json", "preprocessor_config.json")
     needs = ("sound",)
 
     def __init__(self, audio_encoder: AudioEncoder,

@@ -12,7 +12,7 @@ from common.errors import MediaError
 from common.media.item import Media
 from common.media.picture import to_minus_one_one
 from wan.encoders.base import ModelEncoder, ModelKind
-from wan.encoders.image import ImageEncoder
+from wan.encoders.image import PREFERRED, ImageEncoder
 from wan.encoders.specs import Given, clip_spec
 
 
@@ -20,6 +20,7 @@ class ClipEncoder(ModelEncoder):
     """CLIP features of the given picture(s). `weights`: the tower's file(s); `picture_mode` is only recorded."""
 
     model: ClassVar[ModelKind] = "image_encoder"
+    preferred = PREFERRED
     needs = ("frames",)
 
     def __init__(self, image_encoder: ImageEncoder,

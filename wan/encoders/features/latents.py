@@ -12,6 +12,7 @@ from common.media.item import Media
 from common.media.picture import to_minus_one_one
 from wan.encoders.base import ModelEncoder, ModelKind
 from wan.encoders.specs import CONTROL_LATENTS, LATENTS, REFERENCE_LATENTS
+from wan.encoders.vae import PREFERRED
 from wan.modules.vae import Vae
 
 
@@ -22,6 +23,7 @@ class VaeEncoder(ModelEncoder):
     """
 
     model: ClassVar[ModelKind] = "vae"
+    preferred = PREFERRED
 
     def __init__(self, vae: Vae, weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *,
                  picture_mode: str = "cover") -> None:
@@ -34,7 +36,7 @@ class VaeEncoder(ModelEncoder):
         return {"dtype": dtype_name(self.vae.dtype), "picture_mode": self.picture_mode}
 
     def latents_of(self, frames: np.ndarray) -> Tensor:
-        """Pictures as `Media` holds them, ``[N H W 3]`` or ``[H W 3]``, to normalised latents `16 F H W`, float32, CPU."""
+        """Frames ``[N H W 3]`` or a picture ``[H W 3]`` of a `Media` to normalised latents `16 F H W`, float32, CPU."""
         return self.vae.encode(to_minus_one_one(frames)[None])[0].float().cpu()
 
 

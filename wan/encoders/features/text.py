@@ -10,7 +10,7 @@ from common.dtypes import dtype_name
 from common.media.item import Media
 from wan.encoders.base import ModelEncoder, ModelKind
 from wan.encoders.specs import TEXT
-from wan.encoders.text import TextEncoder
+from wan.encoders.text import PREFERRED, TextEncoder
 from wan.encoders.tokenizer import MAX_TOKENS
 
 
@@ -21,6 +21,7 @@ class TextFeatureEncoder(ModelEncoder):
     """
 
     model: ClassVar[ModelKind] = "text_encoder"
+    preferred = PREFERRED
     spec = TEXT
     needs = ("caption",)
 
