@@ -1,6 +1,6 @@
 """Points of a run where something else than learning may happen, each a no-op."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -47,7 +47,8 @@ class StepReport:
     loss: float
     average_loss: float
     grad_norm: float
-    learning_rates: tuple[float, ...]
+    learning_rates: Mapping[str, float]
+    """In effect for each named group of parameters."""
     seconds: float
     """Wall time of the step, its data included."""
     samples: int

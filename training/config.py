@@ -222,6 +222,8 @@ class SavingSection(Section):
         """The name is one file name; what shall be kept must be written first."""
         if not _PLAIN_NAME.fullmatch(self.output_name) or self.output_name.strip(". ") == "":
             yield f"--output_name '{self.output_name}' is no plain file name. Folders belong into --output_dir."
+        if self.metadata_reso is not None and not re.fullmatch(r"\d+([,x]\d+)?", self.metadata_reso):
+            yield f"--metadata_reso '{self.metadata_reso}' is not of the form 832,480."
         for unit in ("epochs", "steps"):
             if getattr(self, f"save_last_n_{unit}") and not getattr(self, f"save_every_n_{unit}"):
                 yield f"--save_last_n_{unit} needs --save_every_n_{unit}."

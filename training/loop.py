@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from training.callbacks import Callback, Outcome, RunState, StepReport, end_all
+from training.optimizers import current_rates
 from training.parallel import GradientBucket, Processes, StepTotals
 
 
@@ -144,7 +145,7 @@ class Loop:
             seen.append(BatchLoss(result.total.detach(), result.per_sample, result.names))
         totals = self._bucket.reduce(self.settings.max_grad_norm)
         self._refuse_non_finite(totals, seen)
-        rates = tuple(float(group["lr"]) for group in self.optimizer.param_groups)
+        rates = current_rates(self.optimizer)
         self.optimizer.step()
         self.schedule.step()
         self.job.after_step()

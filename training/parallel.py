@@ -1,6 +1,6 @@
 """Gradients in one flat bucket: summed over processes, divided by the samples of all of them, clipped."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,16 +61,13 @@ class GradientBucket:
         dtypes = {parameter.dtype for parameter in self.parameters}
         assert dtypes == {torch.float32}, f"trained parameters must be float32, found {dtypes}"
         self.processes = processes
-        self._size = sum(parameter.numel() for parameter in self.parameters)
+        lengths = [_aligned(parameter.numel()) for parameter in self.parameters]
         # The last two places carry the summed loss and the number of samples, so that one collective is enough.
-        self._flat = torch.zeros(self._size + 2, dtype=torch.float32, device=self.parameters[0].device)
-        self._attach()
-
-    def _attach(self) -> None:
+        self._flat = torch.zeros(sum(lengths) + 2, dtype=torch.float32, device=self.parameters[0].device)
         start = 0
-        for parameter in self.parameters:
+        for parameter, length in zip(self.parameters, lengths, strict=True):
             parameter.grad = self._flat[start:start + parameter.numel()].view_as(parameter)
-            start += parameter.numel()
+            start += length
 
     def clear(self) -> None:
         """Set all gradients and totals to zero, in place."""
@@ -95,6 +92,6 @@ class GradientBucket:
         return StepTotals(loss=loss, samples=int(count), grad_norm=size)
 
 
-def same_everywhere(processes: Processes, values: Sequence[Any]) -> bool:
-    """Whether every process holds equal `values` (a guard against settings that differ between machines)."""
-    return all(other == list(values) for other in processes.gather(list(values)))
+def _aligned(numbers: int) -> int:
+    """`numbers` brought up to whole 256 bytes, where a tensor's memory of its own would begin."""
+    return -(-numbers // 64) * 64

@@ -36,7 +36,7 @@ class ProgressLine(Callback):
             self._seconds = report.seconds
         else:
             self._seconds += 0.1 * (report.seconds - self._seconds)
-        rate = report.learning_rates[0] if report.learning_rates else 0.0
+        rate = next(iter(report.learning_rates.values()), 0.0)
         figures = (f"loss {report.loss:.4f} avg {report.average_loss:.4f} lr {rate:.2e} "
                    f"{self._seconds:.3g} s/step")
         if self._bar is not None:
@@ -86,7 +86,7 @@ class StepLog(Callback):
     def on_step(self, run: Run, report: StepReport) -> None:
         """Append the step's figures."""
         self._line(step=report.step, epoch=report.epoch, loss=report.loss, loss_average=report.average_loss,
-                   lr=report.learning_rates, grad_norm=report.grad_norm, seconds=round(report.seconds, 4),
+                   lr=dict(report.learning_rates), grad_norm=report.grad_norm, seconds=round(report.seconds, 4),
                    samples=report.samples)
 
     def on_end(self, run: Run, outcome: Outcome) -> None:

@@ -72,8 +72,7 @@ class Trackers(Callback):
         """Send loss, moving average, learning rates and gradient norm."""
         values = {"loss/current": report.loss, "loss/average": report.average_loss, "grad_norm": report.grad_norm,
                   "seconds_per_step": report.seconds}
-        rates = report.learning_rates
-        values |= {f"lr/{i}" if len(rates) > 1 else "lr": rate for i, rate in enumerate(rates)}
+        values |= {f"lr/{name}": rate for name, rate in report.learning_rates.items()}
         if self._works:
             self._try("log", lambda: self._accelerator.log(values, step=report.step))
 

@@ -1,0 +1,216 @@
+"""The assembly hall: from settings to a finished training run. The one file that sees every section and every room."""
+
+from collections.abc import Sequence
+from pathlib import Path
+import time
+from typing import Any
+
+import torch
+
+from common.atomic import write_text
+from common.config import to_toml
+from common.devices import Meter
+from common.dtypes import dtype_name
+from common.errors import ConfigError, NetworkFileError
+from common.logs import get_logger
+from networks.base import network_module
+from networks.lora import LoraNetwork
+from training import preflight
+from training.callbacks import Callback
+from training.checkpoints import CheckpointPlan, Checkpoints
+from training.clips import EpochBatches, sizes_of
+from training.config import OptimiserSection, TrainConfig
+from training.job import JobSettings, VideoJob
+from training.launch import base_dtype, make_accelerator, processes_of, set_up_torch, with_seed
+from training.loop import Loop, LoopSettings
+from training.optimizers import build_optimizer
+from training.outcome import network_writer
+from training.parallel import Processes
+from training.preflight import Plan, timestep_settings
+from training.reports import ProgressLine, StepLog, duration
+from training.schedules import ScheduleSettings, build_custom_scheduler, build_scheduler, check_schedule, parse_steps
+from training.timestep_plot import as_text, save_image
+from training.timesteps import unread_settings
+from training.trackers import Trackers, plain_settings
+import wan
+from wan.memory.checkpointing import enable_checkpointing
+from wan.memory.fp8 import Fp8Settings
+from wan.modules.dit import WanDiT
+
+log = get_logger(__name__)
+
+SETTINGS_FILE = "settings.toml"
+
+
+def train(config: TrainConfig) -> Path | None:
+    """Run a training to its end and return the final file; None where `--show_timesteps` asked for a picture only.
+
+    Works in one process and in all processes of an `accelerate launch`. Raises UserError before the first step for
+    whatever does not fit, `training.loop.NonFiniteLoss` when learning breaks down.
+    """
+    accelerator = make_accelerator(config.logging)
+    processes = processes_of(accelerator)
+    config = with_seed(config, processes)
+    log.info("settings (a TOML for --config_file):\n%s", to_toml(config))
+    set_up_torch(config.speed, _seed(config))
+    plan = preflight.check(config)
+    preflight.tell(plan)
+    if config.noise.show_timesteps is not None:
+        show_timesteps(config, plan)
+        return None
+    batches = EpochBatches(plan.clips, _seed(config), processes, config.length.max_data_loader_n_workers)
+    settings = loop_settings(config)
+    schedule = schedule_settings(config.optimiser, settings.totals(batches.per_epoch)[0])
+    if processes.is_main:
+        write_text(config.saving.output_dir / SETTINGS_FILE, to_toml(config))
+    processes.wait()
+    meter = Meter(str(processes.device))
+    started = time.monotonic()
+    loop, checkpoints = assemble(config, plan, batches, schedule=schedule, processes=processes, accelerator=accelerator)
+    _tell_length(loop, config, batches)
+    loop.run()
+    log.info("trained %d steps in %s (%s). Use it: generate_video.py --lora_weight \"%s\"", loop.state.step,
+             duration(time.monotonic() - started), meter.line(), checkpoints.plan.final)
+    accelerator.end_training()
+    return checkpoints.plan.final
+
+
+def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule: ScheduleSettings,
+             processes: Processes, accelerator: Any) -> tuple[Loop, Checkpoints]:
+    """Load the base, attach the network, and put everything into a loop that is ready to run."""
+    dit = load_base(config, plan, processes.device)
+    network = build_network(config, plan, dit)
+    job_settings = JobSettings(_seed(config), timestep_settings(config), config.noise.num_timestep_buckets,
+                               config.network.scale_weight_norms)
+    job = VideoJob(dit, network, job_settings, epoch_batches=batches, batches_per_epoch=batches.per_epoch,
+                   samples_per_epoch=batches.samples_per_epoch)
+    optimiser = config.optimiser
+    optimizer = build_optimizer(optimiser.optimizer_type, network.parameter_groups(optimiser.learning_rate),
+                                learning_rate=optimiser.learning_rate, arguments=optimiser.optimizer_args)
+    scheduler = (build_custom_scheduler(optimizer, optimiser.lr_scheduler_type, optimiser.lr_scheduler_args)
+                 if optimiser.lr_scheduler_type else build_scheduler(optimizer, schedule))
+    settings = loop_settings(config)
+    total_steps, total_epochs = settings.totals(batches.per_epoch)
+    facts = {"max_train_steps": total_steps, "num_epochs": total_epochs, "num_batches_per_epoch": batches.per_epoch,
+             "lr_warmup_steps": schedule.warmup_steps, "mixed_precision": dtype_name(dit.dtype),
+             "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}", **_size_facts(network)}
+    checkpoints = Checkpoints(checkpoint_plan(config), network_writer(config, plan, network, optimizer=optimizer,
+                                                                      facts=facts))
+    callbacks: Sequence[Callback] = (
+        checkpoints, StepLog(config.saving.output_dir, config.saving.output_name),
+        Trackers(accelerator, config.logging, plain_settings(config)), ProgressLine())
+    return Loop(job, optimizer=optimizer, schedule=scheduler, settings=settings, processes=processes,
+                callbacks=callbacks), checkpoints
+
+
+def load_base(config: TrainConfig, plan: Plan, device: torch.device) -> WanDiT:
+    """The frozen DiT on `device`, with base weights merged, stored and run as the settings say."""
+    speed = config.speed
+    dtype = base_dtype(speed, device)
+    fp8 = Fp8Settings() if speed.uses_fp8 or plan.is_stored_in_fp8 else None
+    if plan.is_stored_in_fp8 and not speed.uses_fp8:
+        log.info("the base's file is float8 and stays so (half the memory of bfloat16; the numbers are the same).")
+    started = time.monotonic()
+    dit = wan.load_dit(config.data.dit, dtype=dtype, device=device, transform=plan.merge, fp8=fp8)
+    dit.set_attention(speed.attention)
+    if speed.gradient_checkpointing:
+        enable_checkpointing(dit)
+    log.info("base %s: %s model, %d wide, %d blocks, %s%s on %s, read in %s", config.data.dit.name,
+             plan.variant.family, plan.variant.dim, plan.variant.layers, dtype_name(dtype),
+             " with float8 block weights" if fp8 else "", device, duration(time.monotonic() - started))
+    return dit
+
+
+def build_network(config: TrainConfig, plan: Plan, dit: WanDiT) -> LoraNetwork:
+    """The network on the DiT, from `--network_weights` where they are given, attached and in training mode."""
+    settings = config.network
+    network: LoraNetwork = network_module(settings.network_module).create_network(
+        dit, dim=settings.network_dim, alpha=settings.network_alpha, dropout=settings.network_dropout,
+        args=plan.arguments, conditions=plan.conditions,
+        sizes_from=plan.start if settings.dim_from_weights else None, seed=_seed(config))
+    if plan.start is not None:
+        report = network.load(plan.start)
+        if report.unused:
+            raise NetworkFileError(f"--network_weights {plan.start.path}: {len(report.unused)} modules are not in this "
+                                   f"network and would be lost ({', '.join(report.unused[:4])}). Widen the patterns of "
+                                   "--network_args, or use --dim_from_weights.")
+        log.info("went on from %s", report.text())
+    network.to(dit.device).attach().train()
+    count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    log.info("trained: %.2f M parameters in float32", count / 1e6)
+    return network
+
+
+def loop_settings(config: TrainConfig) -> LoopSettings:
+    """Length and portions of the run."""
+    length = config.length
+    return LoopSettings(steps=length.max_train_steps, epochs=length.max_train_epochs,
+                        accumulation=length.gradient_accumulation_steps, max_grad_norm=length.max_grad_norm)
+
+
+def schedule_settings(settings: OptimiserSection, total_steps: int) -> ScheduleSettings:
+    """The learning rate's course over `total_steps`. ConfigError when it does not fit into them."""
+    schedule = ScheduleSettings(
+        name=settings.lr_scheduler, total_steps=total_steps,
+        warmup_steps=parse_steps(settings.lr_warmup_steps, total_steps),
+        decay_steps=parse_steps(settings.lr_decay_steps, total_steps), num_cycles=settings.lr_scheduler_num_cycles,
+        power=settings.lr_scheduler_power, timescale=settings.lr_scheduler_timescale,
+        min_lr_ratio=settings.lr_scheduler_min_lr_ratio, learning_rate=settings.learning_rate,
+        step_rules=_step_rules(settings))
+    if not settings.lr_scheduler_type:
+        check_schedule(schedule)
+    return schedule
+
+
+def _step_rules(settings: OptimiserSection) -> str:
+    """`step_rules` of piecewise_constant, the one argument that a named schedule takes."""
+    if settings.lr_scheduler_type:
+        return ""
+    given = dict(pair.split("=", 1) for pair in settings.lr_scheduler_args)
+    unknown = set(given) - {"step_rules"}
+    if unknown:
+        raise ConfigError(f"--lr_scheduler_args {', '.join(sorted(unknown))}: only step_rules is read beside "
+                          "--lr_scheduler; other arguments belong to --lr_scheduler_type.")
+    return given.get("step_rules", "")
+
+
+def checkpoint_plan(config: TrainConfig) -> CheckpointPlan:
+    """Where and when checkpoints are written."""
+    saving = config.saving
+    return CheckpointPlan(saving.output_dir, saving.output_name, every_steps=saving.save_every_n_steps,
+                          every_epochs=saving.save_every_n_epochs, keep_steps=saving.save_last_n_steps,
+                          keep_epochs=saving.save_last_n_epochs)
+
+
+def show_timesteps(config: TrainConfig, plan: Plan) -> None:
+    """Show how often each noise level will be drawn at the largest size of the dataset."""
+    width, height, _ = sizes_of(plan.clips)[0]
+    size = (height // plan.variant.vae_stride[1], width // plan.variant.vae_stride[2])
+    if config.noise.show_timesteps == "console":
+        log.info("%s", as_text(timestep_settings(config), size))
+        return
+    path = config.saving.output_dir / f"{config.saving.output_name}-timesteps.png"
+    save_image(timestep_settings(config), size, path)
+    log.info("wrote %s", path)
+
+
+def _tell_length(loop: Loop, config: TrainConfig, batches: EpochBatches) -> None:
+    idle = unread_settings(timestep_settings(config))
+    if idle:
+        log.warning("--%s has no effect with --timestep_sampling %s", ", --".join(idle), config.noise.timestep_sampling)
+    log.info("%d clips, %d samples and %d batches an epoch; %d steps in %d epochs, %d batch(es) of each of %d "
+             "process(es) a step", len(batches.clips), batches.samples_per_epoch, batches.per_epoch, loop.total_steps,
+             loop.total_epochs, config.length.gradient_accumulation_steps, batches.processes.count)
+
+
+def _size_facts(network: LoraNetwork) -> dict[str, Any]:
+    """Rank and alpha for kohya's metadata; "Dynamic" where layers differ, as kohya writes it."""
+    ranks = {layer.rank for layer in network.layers.values()}
+    alphas = {float(layer.alpha) for layer in network.layers.values()}
+    return {"network_dim": ranks.pop() if len(ranks) == 1 else "Dynamic",
+            "network_alpha": alphas.pop() if len(alphas) == 1 else "Dynamic"}
+
+
+def _seed(config: TrainConfig) -> int:
+    assert config.length.seed is not None
+    return config.length.seed

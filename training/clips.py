@@ -1,0 +1,116 @@
+"""The data side of a run: which features are needed, which clips there are, and their batches in order."""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+import os
+from typing import Any
+
+from common.errors import CacheError
+from common.features import FeatureSpec
+from common.logs import get_logger
+from dataset.batches import LoadedBatch, load_batch
+from dataset.config import load_dataset_config
+from dataset.open import Dataset, open_dataset
+from dataset.plan import TrainingItem, plan_training
+from dataset.sampler import BatchPlan, BatchSampler
+from training.config import DataSection
+from training.parallel import Processes
+from training.prefetch import prefetched
+from wan.encoders.specs import CONTROL_LATENTS, IMAGE_LATENTS, LATENTS, SPECS, TEXT, clip_spec
+from wan.variants import Task
+
+log = get_logger(__name__)
+
+
+def needed_features(task: Task, more: Iterable[str] = ()) -> list[FeatureSpec]:
+    """Features that training of `task` reads from the cache, and `more` (those of the conditions)."""
+    specs = [LATENTS, TEXT]
+    if task.family == "fun_control":
+        specs.append(CONTROL_LATENTS)
+    if task.uses_clip:
+        specs += [IMAGE_LATENTS, clip_spec("first_last" if task.family == "flf2v" else "first")]
+    names = {spec.name for spec in specs}
+    return specs + [SPECS[name] for name in dict.fromkeys(more) if name not in names]
+
+
+def find_dataset(settings: DataSection, multiple: int) -> Dataset:
+    """The dataset that the TOML describes."""
+    return open_dataset(load_dataset_config(settings.dataset_config), variant_multiple=multiple,
+                        require_media=settings.require_sources)
+
+
+def find_clips(dataset: Dataset, specs: Sequence[FeatureSpec], *, require_sources: bool) -> list[TrainingItem]:
+    """Every clip with its cached features. CacheError tells what is missing or stale, and the command that mends it."""
+    clips = plan_training(dataset, specs, require_sources=require_sources)
+    _refuse_other_contracts(clips, specs)
+    return clips
+
+
+def _refuse_other_contracts(clips: Sequence[TrainingItem], specs: Sequence[FeatureSpec]) -> None:
+    """A feature may be cached with fewer tensors than this task reads (CLIP of the first picture alone)."""
+    cached = {entry.spec.name: entry.spec for entry in clips[0].entries}
+    for spec in specs:
+        lacking = {tensor.name for tensor in spec.tensors} - {tensor.name for tensor in cached[spec.name].tensors}
+        if lacking:
+            raise CacheError(f"the cache of '{spec.name}' was made for another task: it lacks "
+                             f"{', '.join(sorted(lacking))}. Run {spec.command} again with the --task of this run.")
+
+
+def read_one(clip: TrainingItem) -> LoadedBatch:
+    """One clip's features, as a batch of one."""
+    return load_batch(BatchPlan(items=(clip,), positions=(0,), weights=(1.0,), global_count=1, epoch=0, index=0))
+
+
+@dataclass(frozen=True)
+class EpochBatches:
+    """This process's batches of any epoch, read ahead by threads."""
+
+    clips: Sequence[TrainingItem]
+    seed: int
+    processes: Processes
+    workers: int = 0
+
+    def sampler(self, epoch: int, start: int = 0) -> BatchSampler:
+        """Order of an epoch's batches."""
+        return BatchSampler(self.clips, seed=self.seed, epoch=epoch, world_size=self.processes.count,
+                            rank=self.processes.rank, start_at=start)
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of each process in an epoch."""
+        return self.sampler(1).batches_per_epoch
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples in an epoch, over all processes, repeats included."""
+        return sum(clip.item.repeats for clip in self.clips)
+
+    def __call__(self, epoch: int, start: int) -> Generator[LoadedBatch | None, None, None]:
+        """Loaded batches from number `start` on; None where this process has no share in a short global batch."""
+        workers = min(self.workers, os.cpu_count() or 1)
+        yield from prefetched(self.sampler(epoch, start), _load, workers=workers)
+
+
+def _load(plan: BatchPlan) -> LoadedBatch | None:
+    return load_batch(plan) if any(plan.weights) else None
+
+
+def sizes_of(clips: Sequence[TrainingItem]) -> list[tuple[int, int, int]]:
+    """Different (width, height, frames) of the clips, the largest first."""
+    sizes = {(clip.span.width, clip.span.height, clip.span.frames) for clip in clips}
+    return sorted(sizes, key=lambda size: size[0] * size[1] * size[2], reverse=True)
+
+
+def dataset_facts(dataset: Dataset) -> list[dict[str, Any]]:
+    """What the metadata of the file say about each entry of the dataset (no paths)."""
+    return list(_facts(dataset))
+
+
+def _facts(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    for section in dataset.config.sections:
+        items = [item for item in dataset.items if item.section_index == section.index]
+        if not items:
+            continue
+        yield {"name": section.name, "kind": section.kind, "items": len(items), "batch_size": items[0].batch_size,
+               "num_repeats": items[0].repeats, "fps": items[0].fps, "clips": sum(len(item.spans) for item in items),
+               "sizes": sorted({f"{s.width}x{s.height}x{s.frames}" for item in items for s in item.spans})}

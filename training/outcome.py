@@ -1,0 +1,117 @@
+"""What a finished network is saved as: weights, and metadata that say what made them."""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from common.dtypes import parse_dtype
+from dataset.items import PICTURE_MODE
+from networks.files import save_network
+from networks.lora import LoraNetwork
+from networks.metadata import ARCHITECTURE, ModelSpec, Origin, training_metadata
+from training.callbacks import RunState
+from training.clips import dataset_facts, sizes_of
+from training.config import SavingSection, TrainConfig
+from training.optimizers import is_schedule_free
+from training.preflight import Plan, timestep_settings
+
+
+def network_writer(config: TrainConfig, plan: Plan, network: LoraNetwork, *, optimizer: Any, facts: dict[str, Any]
+                   ) -> Callable[[Path, RunState], None]:
+    """A function (path, state) that writes the network as it is now. `facts` are added to the `ss_*` metadata."""
+    saving = config.saving
+    dtype = parse_dtype(saving.save_precision) if saving.save_precision else None
+    started = datetime.now(UTC)
+    own = _facts(config, plan) | facts | {"session_id": int(started.timestamp()),
+                                          "training_started_at": started.timestamp()}
+
+    def write(path: Path, state: RunState) -> None:
+        now = datetime.now(UTC)
+        metadata = training_metadata(
+            own | {"training_finished_at": now.timestamp(), "epoch": state.epoch, "steps": state.step},
+            _spec(saving, config, plan), _origin(config, plan), minimal=saving.no_metadata, now=now)
+        with averaged(optimizer):
+            save_network(path, network.state(dtype), metadata)
+
+    return write
+
+
+def averaged(optimizer: Any) -> Any:
+    """Context in which a schedule-free optimiser shows its averaged weights; nothing for the others."""
+    return _EvalMode(optimizer) if is_schedule_free(optimizer) else nullcontext()
+
+
+class _EvalMode:
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+
+    def __enter__(self) -> None:
+        self._optimizer.eval()
+
+    def __exit__(self, *error: object) -> None:
+        self._optimizer.train()
+
+
+def _spec(saving: SavingSection, config: TrainConfig, plan: Plan) -> ModelSpec:
+    width, height, _ = sizes_of(plan.clips)[0]
+    if saving.metadata_reso is not None:
+        numbers = [int(part) for part in saving.metadata_reso.replace("x", ",").split(",")]
+        width, height = numbers[0], numbers[-1]
+    noise = timestep_settings(config)
+    limited = (noise.min_timestep, noise.max_timestep) != (0.0, 1000.0)
+    return ModelSpec(title=saving.metadata_title or saving.output_name, resolution=(width, height),
+                     author=saving.metadata_author, description=saving.metadata_description,
+                     license=saving.metadata_license, tags=saving.metadata_tags,
+                     timestep_range=(noise.min_timestep, noise.max_timestep) if limited else None,
+                     architecture=saving.metadata_arch or ARCHITECTURE)
+
+
+def _origin(config: TrainConfig, plan: Plan) -> Origin:
+    variant = asdict(plan.variant) | {"family": plan.variant.family}
+    return Origin(task=config.data.task, variant=variant,
+                  conditions={name: condition.settings_text() for name, condition in plan.conditions.items()},
+                  encoders=_encoders(plan), fps=_usual_fps(plan), picture_mode=PICTURE_MODE)
+
+
+def _usual_fps(plan: Plan) -> float:
+    """The rate of most clips; of those with sound where a condition hears."""
+    heard = [clip.item.fps for clip in plan.clips if clip.item.sound is not None and plan.conditions]
+    return Counter(heard or [clip.item.fps for clip in plan.clips]).most_common(1)[0][0]
+
+
+def _encoders(plan: Plan) -> dict[str, Any]:
+    """Fingerprint and options of the encoder of each feature, from the headers of one clip's entries."""
+    from common.tensorfile import read_header
+
+    found = {}
+    for entry in plan.clips[0].entries:
+        path = entry.path or entry.like
+        if path is not None:
+            header, _ = read_header(path)
+            options = {key.removeprefix("option."): value for key, value in header.items() if key.startswith("option.")}
+            found[entry.spec.name] = {"fingerprint": header.get("encoder", ""), "options": options}
+    return found
+
+
+def _facts(config: TrainConfig, plan: Plan) -> dict[str, Any]:
+    """The run's settings under kohya's names."""
+    network, optimiser, noise, speed, length = (config.network, config.optimiser, config.noise, config.speed,
+                                                config.length)
+    noise_facts = {name: getattr(noise, name) for name in (
+        "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "timestep_sampling", "sigmoid_scale",
+        "discrete_flow_shift", "min_timestep", "max_timestep")}
+    return noise_facts | {
+        "output_name": config.saving.output_name, "training_comment": config.saving.training_comment,
+        "base_model_version": "wan", "network_module": network.network_module,
+        "network_args": dict(plan.arguments), "network_dropout": network.network_dropout,
+        "learning_rate": optimiser.learning_rate, "lr_scheduler": optimiser.lr_scheduler,
+        "max_grad_norm": length.max_grad_norm, "seed": length.seed,
+        "gradient_accumulation_steps": length.gradient_accumulation_steps,
+        "gradient_checkpointing": speed.gradient_checkpointing, "fp8_base": speed.uses_fp8,
+        "num_train_items": len(plan.clips), "datasets": dataset_facts(plan.dataset),
+        "sd_model_name": config.data.dit.name,
+    }

@@ -1,0 +1,196 @@
+"""Everything that can be wrong with a run, looked for before any weights are loaded, and told at once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from common.errors import ConfigError, NetworkFileError, UserError, raise_all
+from common.logs import get_logger
+from dataset.open import Dataset
+from dataset.plan import TrainingItem
+from dataset.report import describe
+from dataset.store import CacheStore
+from networks.base import network_module, requested_conditions, split_network_args
+from networks.condition_weights import recorded_conditions
+from networks.formats import LoraFile, read_lora
+from networks.merge import LoraMerge, merge_transform
+from training.checkpoints import check_writable
+from training.clips import find_clips, find_dataset, needed_features, read_one
+from training.config import NetworkSection, OptimiserSection, TrainConfig
+from training.optimizers import optimizer_class, parse_arguments
+from training.schedules import SCHEDULES, ScheduleSettings, check_schedule
+from training.timesteps import TimestepSettings, check_settings
+from wan.conditions.base import Condition
+from wan.conditions.registry import build_condition, find_condition
+from wan.memory.fp8 import FP8_DTYPES
+from wan.modules.attention import check_backend
+from wan.modules.dit import WanDiT
+from wan.variants import Task, Variant, check_task, find_task
+from wan.weights.detect import detect_dit
+from wan.weights.dit import open_dit
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, all inputs checked."""
+
+    task: Task
+    variant: Variant
+    arguments: Mapping[str, str]
+    """`--network_args`."""
+    conditions: Mapping[str, Condition]
+    """Fresh conditions, on the CPU."""
+    dataset: Dataset
+    clips: Sequence[TrainingItem]
+    merge: LoraMerge | None
+    """Transform that merges `--base_weights` while the base is read."""
+    start: LoraFile | None
+    """`--network_weights`."""
+    is_stored_in_fp8: bool
+    """Whether the base's file holds its block weights as float8."""
+
+
+@dataclass
+class _Problems:
+    found: list[UserError] = field(default_factory=list)
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Note a UserError and go on behind the block."""
+        try:
+            yield
+        except UserError as error:
+            self.found.append(error)
+
+    def raise_found(self) -> None:
+        """Raise what was noted; a single error as it is."""
+        if len(self.found) == 1:
+            raise self.found[0]
+        raise_all([str(error) for error in self.found], ConfigError, "training cannot start")
+
+
+def check(config: TrainConfig) -> Plan:
+    """Look at settings, weights (their headers), network files, dataset and caches.
+
+    Raises a UserError with everything that was found; what can only be known after something else is right, such as
+    the caches of a dataset that cannot be read, is told after that.
+    """
+    problems = _Problems()
+    with problems.collected():
+        check_writable(config.saving.output_dir)
+    with problems.collected():
+        check_backend(config.speed.attention)
+    with problems.collected():
+        check_settings(timestep_settings(config))
+    _check_optimiser(config.optimiser, problems)
+    arguments: dict[str, str] = {}
+    wanted: dict[str, dict[str, str]] = {}
+    start = merge = model = dataset = None
+    is_stored_in_fp8 = False
+    with problems.collected():
+        arguments = split_network_args(config.network.network_args)
+        start = _read_start(config.network)
+        wanted = _wanted_conditions(arguments, start)
+    with problems.collected():
+        model, is_stored_in_fp8 = _look_at_base(config)
+    with problems.collected():
+        dataset = find_dataset(config.data, model.variant.spatial_multiple if model else 16)
+    if model is not None:
+        with problems.collected():
+            network_module(config.network.network_module).check_arguments(model, arguments)
+        with problems.collected():
+            merge = merge_transform(config.data.merges, list(model.state_dict())) if config.data.merges else None
+    problems.raise_found()
+    assert model is not None and dataset is not None
+    task = find_task(config.data.task)
+    features = [feature for name in wanted for feature in find_condition(name).features]
+    clips = find_clips(dataset, needed_features(task, features), require_sources=config.data.require_sources)
+    conditions = _build_conditions(wanted, clips, model.variant)
+    return Plan(task=task, variant=model.variant, arguments=arguments, conditions=conditions, dataset=dataset,
+                clips=clips, merge=merge, start=start, is_stored_in_fp8=is_stored_in_fp8)
+
+
+def tell(plan: Plan) -> None:
+    """Say what will be trained on, in a few lines."""
+    log.info("%s", describe(plan.dataset))
+    note = CacheStore(plan.dataset).musubi_note()
+    if note is not None:
+        log.info("%s", note)
+    if plan.merge is not None:
+        for report in plan.merge.reports():
+            log.info("merged into the base: %s", report.text())
+    for name, condition in plan.conditions.items():
+        count = sum(parameter.numel() for parameter in condition.parameters())
+        log.info("condition %s: %.1f M parameters, reads %s", name, count / 1e6, ", ".join(condition.features))
+
+
+def timestep_settings(config: TrainConfig) -> TimestepSettings:
+    """The noise section as the rules read it."""
+    noise = config.noise
+    return TimestepSettings(
+        timestep_sampling=noise.timestep_sampling, discrete_flow_shift=noise.discrete_flow_shift,
+        sigmoid_scale=noise.sigmoid_scale, weighting_scheme=noise.weighting_scheme, logit_mean=noise.logit_mean,
+        logit_std=noise.logit_std, mode_scale=noise.mode_scale, min_timestep=float(noise.min_timestep or 0),
+        max_timestep=1000.0 if noise.max_timestep is None else float(noise.max_timestep),
+        preserve_distribution_shape=noise.preserve_distribution_shape)
+
+
+def _check_optimiser(settings: OptimiserSection, problems: _Problems) -> None:
+    with problems.collected():
+        parse_arguments(settings.optimizer_args, optimizer_class(settings.optimizer_type), "optimizer_args",
+                        taken=("lr",))
+    with problems.collected():
+        if settings.lr_scheduler not in SCHEDULES:
+            check_schedule(ScheduleSettings(name=settings.lr_scheduler))
+
+
+def _look_at_base(config: TrainConfig) -> tuple[WanDiT, bool]:
+    """The base on the meta device, by the names and shapes in its file, and whether the file is float8."""
+    with open_dit(config.data.dit) as source:
+        found = detect_dit(source)
+        check_task(config.data.task, found.variant, config.data.dit)
+        stored = source.dtype(found.source_key("blocks.0.self_attn.q.weight"))
+    with torch.device("meta"):
+        return WanDiT(found.variant), stored in FP8_DTYPES
+
+
+def _read_start(settings: NetworkSection) -> LoraFile | None:
+    if settings.network_weights is None:
+        return None
+    file = read_lora(_existing(settings.network_weights))
+    if file.others:
+        raise NetworkFileError(f"--network_weights {file.path}: {len(file.others)} keys are no LoRA and would be lost "
+                               f"({', '.join(file.others[:4])}).")
+    return file
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise NetworkFileError(f"--network_weights {path}: no such file.")
+    return path
+
+
+def _wanted_conditions(arguments: Mapping[str, str], start: LoraFile | None) -> dict[str, dict[str, str]]:
+    """{condition: settings}: those asked for, with settings of the start file below the user's, and those in it."""
+    wanted = requested_conditions(arguments)
+    recorded = recorded_conditions(start.metadata) if start is not None else {}
+    for name in (*recorded, *wanted):
+        find_condition(name)
+        wanted[name] = {**recorded.get(name, {}), **wanted.get(name, {})}
+    return wanted
+
+
+def _build_conditions(wanted: Mapping[str, Mapping[str, str]], clips: Sequence[TrainingItem], variant: Variant
+                      ) -> dict[str, Condition]:
+    """Fresh conditions; sizes that nobody set are those of the cached features."""
+    if not wanted:
+        return {}
+    fullest = max(clips, key=lambda clip: sum(entry.path is not None for entry in clip.entries))
+    features = read_one(fullest).features.features
+    return {name: build_condition(name, {**find_condition(name).settings_from_features(features), **settings}, variant)
+            for name, settings in wanted.items()}
