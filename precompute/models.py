@@ -92,19 +92,16 @@ def _vae(files: ModelFiles) -> LazyModel:
 
 
 def _text_encoder(files: ModelFiles) -> LazyModel:
-    from wan.encoders.tokenizer import find_tokenizer
-    from wan.weights.source import open_weights
+    from wan.encoders.text import tokenizer_for
 
     assert files.t5 is not None
-    with open_weights(files.t5) as source:
-        tokenizer = find_tokenizer(files.t5, files.tokenizer, source=source)
     dtype = parse_dtype(files.t5_dtype)
 
     def load() -> Any:
         from wan import load_text_encoder
 
         return load_text_encoder(files.t5, tokenizer=files.tokenizer, dtype=dtype, device=files.device)
-    return LazyModel(load, dtype=dtype, tokenizer=tokenizer)
+    return LazyModel(load, dtype=dtype, tokenizer=tokenizer_for(files.t5, files.tokenizer))
 
 
 def _image_encoder(files: ModelFiles) -> LazyModel:

@@ -13,7 +13,10 @@ def quiet() -> Any:
     """The PyAV module with FFmpeg's own messages switched off (they go to stderr and repeat what the errors say)."""
     import av
 
-    av.logging.set_level(av.logging.PANIC)
+    # PyAV's own log callback takes the interpreter's lock: a decoder thread that has something to say while the main
+    # thread frees its codec would wait for it for ever. FFmpeg's callback needs no lock, and at this level says nothing.
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(av.logging.PANIC)
     return av
 
 
