@@ -24,6 +24,7 @@ __all__ = ["VIDEO_SUFFIXES", "VideoInfo", "count_frames", "describe_video", "ite
 VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".avi", ".mkv", ".mov", ".flv", ".wmv", ".m4v", ".mpg", ".mpeg"})
 """File endings that count as videos, in lower case (musubi-tuner's list)."""
 
+_USUAL_RATES = tuple(as_fraction(text) for text in ("16", "23.976", "24", "25", "29.97", "30", "50", "59.94", "60"))
 _VARIABLE_STEP_S = 2.1e-3
 _LATE_S = 0.1
 
@@ -157,15 +158,16 @@ def _picks(path: str | os.PathLike[str], fps: float | Fraction, source_fps: floa
 
 
 def _rate(scan: Scan) -> tuple[bool, Fraction | None]:
-    """(whether the steps vary, average frame rate); the header's exact rate where the time stamps agree with it."""
+    """(whether the steps vary, average frame rate); a usual exact rate where the time stamps cannot tell it apart."""
     steps = np.diff(scan.timeline.pts)
     if not len(steps):
         return False, scan.rate
-    tick_s = float(scan.timeline.time_base)
-    spread_s = float(steps.max() - steps.min()) * tick_s
-    average = Fraction(len(steps)) / (int(steps.sum()) * scan.timeline.time_base)
-    is_variable = spread_s > max(_VARIABLE_STEP_S, 1.01 * min(tick_s, TOLERANCE_S))
-    for exact in (scan.rate, as_fraction(round(float(average), 3))):
-        if not is_variable and exact and abs(float(exact / average) - 1) < 1e-3:
-            return False, exact
-    return is_variable, average
+    tick = scan.timeline.time_base
+    total_s = int(steps.sum()) * tick
+    average = len(steps) / total_s
+    spread_s = float(steps.max() - steps.min()) * float(tick)
+    if spread_s > max(_VARIABLE_STEP_S, 1.01 * min(float(tick), TOLERANCE_S)):
+        return True, average
+    known = [*_USUAL_RATES, *([scan.rate] if scan.rate else [])]
+    nearest = min(known, key=lambda rate: abs(rate - average))
+    return False, nearest if abs(nearest / average - 1) <= max(Fraction(1, 10_000), tick / total_s) else average
