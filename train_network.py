@@ -2,6 +2,7 @@
 
 from common.config import parse
 from common.errors import run
+from common.launch import start_missing_processes
 from common.logs import setup_logging
 from training.config import TrainConfig
 from training.foreign import FOREIGN
@@ -16,6 +17,8 @@ EPILOG = "Flags of musubi-tuner that mean something else here, or nothing: docs/
 def main() -> int:
     """Read the settings, then train."""
     setup_logging()
+    if (code := start_missing_processes()) is not None:
+        return code
     config = parse(TrainConfig, prog="train_network.py", description=DESCRIPTION, epilog=EPILOG, foreign=FOREIGN)
     from training import train
 

@@ -8,6 +8,7 @@ from typing import Any
 from common.errors import CacheError
 from common.features import FeatureSpec
 from common.logs import get_logger
+from common.tensorfile import read_header
 from dataset.batches import LoadedBatch, load_batch
 from dataset.config import load_dataset_config
 from dataset.open import Dataset, open_dataset
@@ -39,21 +40,27 @@ def find_dataset(settings: DataSection, multiple: int) -> Dataset:
                         require_media=settings.require_sources)
 
 
-def find_clips(dataset: Dataset, specs: Sequence[FeatureSpec], *, require_sources: bool) -> list[TrainingItem]:
-    """Every clip with its cached features. CacheError tells what is missing or stale, and the command that mends it."""
-    clips = plan_training(dataset, specs, require_sources=require_sources)
-    _refuse_other_contracts(clips, specs)
+def find_clips(dataset: Dataset, task: Task, more: Iterable[str], *, require_sources: bool) -> list[TrainingItem]:
+    """Every clip with the cached features of `needed_features`.
+
+    Raises CacheError that tells what is missing or stale, and the command that mends it.
+    """
+    clips = plan_training(dataset, needed_features(task, more), require_sources=require_sources)
+    _refuse_other_pictures(clips, task)
     return clips
 
 
-def _refuse_other_contracts(clips: Sequence[TrainingItem], specs: Sequence[FeatureSpec]) -> None:
-    """A feature may be cached with fewer tensors than this task reads (CLIP of the first picture alone)."""
-    cached = {entry.spec.name: entry.spec for entry in clips[0].entries}
-    for spec in specs:
-        lacking = {tensor.name for tensor in spec.tensors} - {tensor.name for tensor in cached[spec.name].tensors}
-        if lacking:
-            raise CacheError(f"the cache of '{spec.name}' was made for another task: it lacks "
-                             f"{', '.join(sorted(lacking))}. Run {spec.command} again with the --task of this run.")
+def _refuse_other_pictures(clips: Sequence[TrainingItem], task: Task) -> None:
+    """The first picture, or first and last: caches of one kind of model have the shapes that the other takes."""
+    wanted = "first_last" if task.family == "flf2v" else "first"
+    for entry in clips[0].entries:
+        if entry.path is None or entry.spec.name not in ("image_latents", "clip"):
+            continue
+        given = read_header(entry.path)[0].get("option.given", wanted)
+        if given != wanted:
+            raise CacheError(f"the cache of '{entry.spec.name}' was made with the pictures '{given}'; --task "
+                             f"{task.name} is given '{wanted}'. Run: python {entry.spec.command} with --task "
+                             f"{task.name} (in a cache_directory of its own if you need both).")
 
 
 def read_one(clip: TrainingItem) -> LoadedBatch:

@@ -29,14 +29,21 @@ def make_accelerator(settings: LoggingSection) -> Any:
                               "accelerate launch --multi_gpu, or choose no distributed plugin in 'accelerate config'.")
     folder = log_folder(settings)
     waits = InitProcessGroupKwargs(timeout=timedelta(minutes=settings.ddp_timeout)) if settings.ddp_timeout else None
+    # Told of the CPU, accelerate joins the processes of a torchrun there; left to itself it runs each of them alone.
+    uses_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
     # accelerate launch may ask for fp16, which it refuses on a CPU; its own precision is never used here.
-    return Accelerator(mixed_precision="no", log_with=tracker_names(settings) or None,
+    return Accelerator(cpu=uses_cpu, mixed_precision="no", log_with=tracker_names(settings) or None,
                        project_dir=None if folder is None else str(folder), kwargs_handlers=[waits] if waits else None)
 
 
 def processes_of(accelerator: Any) -> Processes:
     """Rank, number of processes and device of an Accelerator."""
-    return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
+    processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes.count != started:
+        raise ConfigError(f"{started} processes were started, but accelerate joined {processes.count}. Start them with "
+                          "accelerate launch or torchrun.")
+    return processes
 
 
 def base_dtype(settings: SpeedSection, device: torch.device) -> torch.dtype:

@@ -18,7 +18,7 @@ from networks.condition_weights import recorded_conditions
 from networks.formats import LoraFile, read_lora
 from networks.merge import LoraMerge, merge_transform
 from training.checkpoints import check_writable
-from training.clips import find_clips, find_dataset, needed_features, read_one
+from training.clips import find_clips, find_dataset, read_one
 from training.config import NetworkSection, OptimiserSection, TrainConfig
 from training.optimizers import optimizer_class, parse_arguments
 from training.schedules import SCHEDULES, ScheduleSettings, check_schedule
@@ -109,7 +109,7 @@ def check(config: TrainConfig) -> Plan:
     assert model is not None and dataset is not None
     task = find_task(config.data.task)
     features = [feature for name in wanted for feature in find_condition(name).features]
-    clips = find_clips(dataset, needed_features(task, features), require_sources=config.data.require_sources)
+    clips = find_clips(dataset, task, features, require_sources=config.data.require_sources)
     conditions = _build_conditions(wanted, clips, model.variant)
     return Plan(task=task, variant=model.variant, arguments=arguments, conditions=conditions, dataset=dataset,
                 clips=clips, merge=merge, start=start, is_stored_in_fp8=is_stored_in_fp8)

@@ -10,8 +10,8 @@ from training.callbacks import Outcome, StepReport
 from training.config import LoggingSection, TrainConfig
 from training.trackers import Trackers, log_folder, plain_settings, tracker_names
 
-REPORT = StepReport(step=1, epoch=1, loss=0.5, average_loss=0.5, grad_norm=1.0, learning_rates={"lora": 1e-4}, seconds=0.1,
-                    samples=1)
+REPORT = StepReport(step=1, epoch=1, loss=0.5, average_loss=0.5, grad_norm=1.0, learning_rates={"lora": 1e-4},
+                    seconds=0.1, samples=1)
 
 
 def config(**more: Any) -> TrainConfig:

@@ -1,0 +1,54 @@
+"""Several processes on a CPU: what `accelerate launch --cpu --num_processes N` promises and does not do by itself."""
+
+from collections.abc import Sequence
+import os
+import subprocess
+import sys
+
+from common.errors import ConfigError
+from common.logs import get_logger
+
+log = get_logger(__name__)
+
+REMEDY = ("Start them with: torchrun --nproc_per_node N SCRIPT …, or: accelerate launch --multi_gpu --num_processes N "
+          "SCRIPT … (which takes the CPU where there is no GPU).")
+
+
+def start_missing_processes() -> int | None:
+    """Start the processes that accelerate was asked for and left out, and return their exit code; None otherwise.
+
+    Off GPUs, `accelerate launch --num_processes N` (N > 1, without MPI) runs the script once, as if N were 1, and only
+    a master address without ranks tells of the wish. N is then read from its command line and given to torchrun.
+    Raises ConfigError where it does not stand there.
+    """
+    if "RANK" in os.environ or "MASTER_ADDR" not in os.environ or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return None
+    wanted = _processes_asked_of(_parents_words())
+    if wanted is None or os.environ["MASTER_ADDR"] not in ("127.0.0.1", "localhost"):
+        raise ConfigError(f"accelerate launch was asked for several processes and started one. {REMEDY}")
+    if wanted < 2:
+        return None
+    log.info("accelerate launch starts one process on a CPU; torchrun starts the %d that were asked for.", wanted)
+    environment = {key: value for key, value in os.environ.items() if key not in ("MASTER_ADDR", "MASTER_PORT")}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(wanted)]
+    return subprocess.run([*torchrun, *sys.argv], env=environment, check=False).returncode
+
+
+def _parents_words() -> list[str]:
+    import psutil
+
+    try:
+        return list(psutil.Process(os.getppid()).cmdline())
+    except psutil.Error:
+        return []
+
+
+def _processes_asked_of(words: Sequence[str]) -> int | None:
+    """Value of ``--num_processes`` on a command line of accelerate."""
+    for i, word in enumerate(words):
+        name, equals, value = word.replace("-", "_").partition("=")
+        if name != "__num_processes":
+            continue
+        value = value if equals else words[i + 1] if i + 1 < len(words) else ""
+        return int(value) if value.isdigit() else None
+    return None

@@ -1,0 +1,263 @@
+"""Training end to end on the tiny weights: cached clips in, a file that loads out."""
+
+from collections.abc import Sequence
+import json
+import os
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+import torch
+
+from common.errors import CacheError, ConfigError, NetworkFileError, UserError, WeightsError
+from precompute import ModelFiles, run
+from training import train
+from training.config import TrainConfig
+import wan
+
+TOML = """
+[general]
+resolution = [32, 32]
+caption_extension = ".txt"
+batch_size = {batch}
+[[datasets]]
+video_directory = "{folder}/clips"
+cache_directory = "{folder}/cache"
+audio = "clip"
+target_fps = 25
+target_frames = [9]
+"""
+CLIPS = 5
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_weights: Path) -> Path:
+    torch.set_num_threads(1)
+    return tiny_weights
+
+
+def prepare_data(folder: Path, root: Path, weights: Path, features: Sequence[str]) -> Path:
+    """Five of the demo's clips with the named features cached."""
+    (folder / "clips").mkdir()
+    for i in range(CLIPS):
+        for suffix in (".mp4", ".txt"):
+            shutil.copy(root / "examples" / "demo" / "clips" / f"head_{i:03d}{suffix}", folder / "clips")
+    data = write_toml(folder, 1)
+    models = ModelFiles(vae=weights / "Wan2.1_VAE.pth", t5=weights / "models_t5_umt5-xxl-enc-bf16.pth",
+                        clip=weights / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+                        wav2vec=weights / "wav2vec2-base-960h")
+    assert not run(list(features), data, models=models).failed
+    return data
+
+
+def write_toml(folder: Path, batch: int) -> Path:
+    path = folder / f"batch{batch}.toml"
+    path.write_text(TOML.format(folder=folder.as_posix(), batch=batch), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory: pytest.TempPathFactory, root: Path, weights: Path) -> Path:
+    """Dataset with latents, text, sound and reference latents."""
+    return prepare_data(tmp_path_factory.mktemp("talking"), root, weights, ["latents", "text", "audio"])
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory, root: Path, weights: Path) -> Path:
+    """Dataset with what image-to-video needs."""
+    return prepare_data(tmp_path_factory.mktemp("pictured"), root, weights,
+                        ["latents", "text", "image_latents", "clip"])
+
+
+def settings(data: Path, weights: Path, out: Path, **more: Any) -> TrainConfig:
+    return TrainConfig.from_flags(**{
+        "dataset_config": data, "dit": weights / "wan2.1_t2v_tiny.safetensors", "output_dir": out, "output_name": "t",
+        "learning_rate": 1e-3, "max_train_steps": 5, "seed": 7, "network_dim": 4, "network_alpha": 4,
+        "timestep_sampling": "shift", "discrete_flow_shift": 3, "max_data_loader_n_workers": 1, **more})
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_a_lora_is_trained_and_saved_with_what_made_it(talking: Path, weights: Path, tmp_path: Path) -> None:
+    final = train(settings(talking, weights, tmp_path, save_every_n_epochs=1, max_train_steps=7))
+    assert final == tmp_path / "t.safetensors"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "metrics.jsonl", "settings.toml", "t-000001.safetensors", "t.safetensors"]
+    with safe_open(final, "pt") as file:
+        told = file.metadata()
+        assert "lora_unet_blocks_0_self_attn_q.lora_down.weight" in file.keys()  # noqa: SIM118
+    assert (told["ss_steps"], told["ss_epoch"], told["ss_network_dim"]) == ("7", "2", "4")
+    assert (told["omnituner.task"], told["omnituner.fps"]) == ("t2v-14B", "25.0")
+    assert told["omnituner.picture_mode"] == "cover"
+    assert "text" in json.loads(told["omnituner.encoders"])
+    assert len(losses(tmp_path)) == 7
+    up = [tensor for key, tensor in load_file(final).items() if "lora_up" in key]
+    assert all(tensor.abs().max() > 0 for tensor in up)
+
+
+def test_the_same_settings_give_the_same_weights(talking: Path, weights: Path, tmp_path: Path) -> None:
+    first = load_file(train(settings(talking, weights, tmp_path / "a", network_dropout=0.2)) or "")
+    again = load_file(train(settings(talking, weights, tmp_path / "b", network_dropout=0.2)) or "")
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_checkpointing_changes_no_number(talking: Path, weights: Path, tmp_path: Path) -> None:
+    more = {"network_args": ["conditions=omniavatar_add"], "network_dropout": 0.1}
+    plain = load_file(train(settings(talking, weights, tmp_path / "a", **more)) or "")
+    spared = load_file(train(settings(talking, weights, tmp_path / "b", gradient_checkpointing=True, **more)) or "")
+    assert max((plain[key] - spared[key]).abs().max().item() for key in plain) <= 1e-6
+
+
+def test_the_audio_condition_is_trained_beside_the_lora(talking: Path, weights: Path, tmp_path: Path) -> None:
+    final = train(settings(talking, weights, tmp_path, network_args=["conditions=omniavatar_add"]))
+    tensors = load_file(final or "")
+    moved = {key for key, tensor in tensors.items() if key.startswith("conditions.") and tensor.abs().max() > 0}
+    assert "conditions.omniavatar_add.audio_proj.norm_out.weight" in moved
+    assert "conditions.omniavatar_add.patch_embedding.weight" in moved
+    with safe_open(final, "pt") as file:
+        told = json.loads(file.metadata()["omnituner.conditions"])["omniavatar_add"]
+    assert (told["audio_states"], told["audio_width"]) == ("3", "32")
+
+
+def test_training_goes_on_from_a_file_with_its_condition(talking: Path, weights: Path, tmp_path: Path) -> None:
+    start = train(settings(talking, weights, tmp_path / "a", network_args=["conditions=omniavatar_add"]))
+    again = train(settings(talking, weights, tmp_path / "b", network_weights=start, network_dim=None, network_alpha=1,
+                           dim_from_weights=True, learning_rate=1e-12))
+    before, after = load_file(start or ""), load_file(again or "")
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[key], after[key], atol=1e-7) for key in before)
+
+
+def test_image_to_video_reads_mask_latents_and_clip(pictured: Path, weights: Path, tmp_path: Path) -> None:
+    final = train(settings(pictured, weights, tmp_path, task="i2v-14B", dit=weights / "wan2.1_i2v_tiny.safetensors"))
+    assert any("cross_attn_k_img" in key for key in load_file(final or ""))
+    assert all(loss > 0 for loss in losses(tmp_path))
+
+
+def test_base_weights_are_merged_before_training(talking: Path, weights: Path, tmp_path: Path) -> None:
+    base = train(settings(talking, weights, tmp_path / "base", learning_rate=0.03, max_train_steps=20))
+    for fp8 in (False, True):
+        plain = settings(talking, weights, tmp_path / f"plain{fp8}", fp8_base=fp8, max_train_steps=1)
+        merged = settings(talking, weights, tmp_path / f"merged{fp8}", fp8_base=fp8, max_train_steps=1,
+                          base_weights=[base], base_weights_multiplier=[1.0])
+        train(plain)
+        train(merged)
+        assert abs(losses(tmp_path / f"plain{fp8}")[0] - losses(tmp_path / f"merged{fp8}")[0]) > 1e-4
+
+
+def test_a_trained_file_attaches_to_the_base_again(talking: Path, weights: Path, tmp_path: Path) -> None:
+    from networks.attach import attach_lora
+    from networks.merge import merge_transform
+
+    final = train(settings(talking, weights, tmp_path, learning_rate=0.01))
+    assert final is not None
+    base = weights / "wan2.1_t2v_tiny.safetensors"
+    attached, merged = wan.load_dit(base), wan.load_dit(base, transform=merge_transform([(final, 1.0)]))
+    inputs = (torch.randn(1, 16, 2, 4, 4), torch.tensor([500.0]), [torch.randn(5, 64)])
+    plain = attached(*inputs)
+    _, report = attach_lora(attached, final)
+    assert (report.applied, report.unused) == (40, [])
+    with torch.no_grad():
+        torch.testing.assert_close(attached(*inputs), merged(*inputs), atol=2e-4, rtol=0)
+        assert (attached(*inputs) - plain).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("more", "kind", "words"), [
+    ({"task": "i2v-14B"}, WeightsError, "found t2v model"),
+    ({"dit": "absent.safetensors"}, WeightsError, "not found"),
+    ({"dataset_config": "absent.toml"}, ConfigError, "absent.toml"),
+    ({"network_weights": "absent.safetensors"}, NetworkFileError, "no such file"),
+    ({"network_args": ["conditions=omniavatar"]}, UserError, "omniavatar_add"),
+    ({"network_args": ["exclude_patterns=['.*nothing.*']"]}, ConfigError, "matches nothing"),
+    ({"optimizer_type": "AdmW"}, ConfigError, "nearest"),
+    ({"lr_scheduler": "cosin"}, ConfigError, "nearest: 'cosine'"),
+    ({"lr_warmup_steps": 50}, ConfigError, "more than the 5 steps"),
+    ({"attn_mode": "cudnn"}, ConfigError, "NVIDIA"),
+])
+def test_what_cannot_work_is_refused_before_weights_are_read(talking: Path, weights: Path, tmp_path: Path,
+                                                             more: dict[str, Any], kind: type[UserError], words: str,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    if "attn_mode" in more and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(wan, "load_dit", lambda *args, **kwargs: pytest.fail("weights were read"), raising=False)
+    with pytest.raises(kind, match=words):
+        train(settings(talking, weights, tmp_path / "out", **more))
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_several_faults_are_told_together(talking: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="3 problems") as caught:
+        train(settings(talking, weights, tmp_path, dit="absent.safetensors", optimizer_type="AdmW",
+                       dataset_config="absent.toml"))
+    assert "absent.toml" in str(caught.value)
+
+
+def test_a_cache_that_is_missing_or_stale_names_the_command(talking: Path, weights: Path, tmp_path: Path, root: Path
+                                                            ) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(talking.parent, folder)
+    data = write_toml(folder, 1)
+    (folder / "clips" / "head_001.txt").write_text("Another caption.", encoding="utf-8")
+    next((folder / "cache").glob("head_002*.latents.safetensors")).unlink()
+    with pytest.raises(CacheError) as caught:
+        train(settings(data, weights, tmp_path / "out"))
+    text = str(caught.value)
+    for piece in ("head_001", "the caption differs", "python cache_text_encoder_outputs.py", "head_002", "missing",
+                  "python cache_latents.py"):
+        assert piece in text, piece
+    with pytest.raises(CacheError, match="python cache_latents.py"):
+        train(settings(talking, weights, tmp_path / "out", task="i2v-14B", dit=weights / "wan2.1_i2v_tiny.safetensors"))
+
+
+def test_noise_levels_are_shown_without_training(talking: Path, weights: Path, tmp_path: Path,
+                                                 caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        assert train(settings(talking, weights, tmp_path, show_timesteps="console")) is None
+    assert "noise levels of 'shift' at 32x32" in caplog.text
+    assert train(settings(talking, weights, tmp_path, show_timesteps="image")) is None
+    assert (tmp_path / "t-timesteps.png").is_file() and not (tmp_path / "t.safetensors").exists()
+
+
+def test_caches_of_first_and_last_pictures_are_not_taken_for_first_ones(pictured: Path, weights: Path, tmp_path: Path
+                                                                       ) -> None:
+    with pytest.raises(CacheError, match="was made with the pictures 'first'; --task flf2v-14B is given 'first_last'"):
+        train(settings(pictured, weights, tmp_path, task="flf2v-14B", dit=weights / "wan2.1_flf2v_tiny.safetensors"))
+
+
+def launch(root: Path, words: Sequence[str], *, processes: int) -> None:
+    """Run train_network.py as users do: through accelerate launch, on the CPU."""
+    prefix = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    if processes == 1:
+        prefix = [sys.executable]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    result = subprocess.run([*prefix, str(root / "train_network.py"), *words], env=environment, capture_output=True,
+                            text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("conditions", [[], ["--network_args", "conditions=omniavatar_add"]], ids=["lora", "audio"])
+def test_two_processes_learn_what_one_learns_with_their_batch(talking: Path, weights: Path, tmp_path: Path, root: Path,
+                                                              conditions: list[str]) -> None:
+    # Adam divides a gradient by its own size, so that the last bit of a sum shows as a share of the learning rate.
+    common = ["--dit", str(weights / "wan2.1_t2v_tiny.safetensors"), "--learning_rate", "1e-5", "--seed", "7",
+              "--max_train_epochs", "2", "--network_dim", "4", "--network_alpha", "4", "--timestep_sampling", "shift",
+              "--num_timestep_buckets", "3", *conditions]
+    for name, batch, processes in (("one", 2, 1), ("two", 1, 2)):
+        data = write_toml(talking.parent, batch)
+        launch(root, ["--dataset_config", str(data), "--output_dir", str(tmp_path / name), *common],
+               processes=processes)
+    one, two = load_file(tmp_path / "one" / "lora.safetensors"), load_file(tmp_path / "two" / "lora.safetensors")
+    assert one.keys() == two.keys()
+    assert max((one[key] - two[key]).abs().max().item() for key in one) <= 1e-6
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-5)
+    assert [path.name for path in tmp_path.rglob(".*")] == []
