@@ -195,7 +195,8 @@ def _sentence(model: type[SharedKeys], key: str, fault: Any, own: Mapping[str, A
     expected = fault.get("ctx", {}).get("expected")
     if fault["type"] == "literal_error":
         value = str(own.get(key))
-        text = f"'{value}' is none of {expected}{nearest(value, str(expected).replace(' or ', ', ').split(', '))}"
+        choices = str(expected).replace("'", "").replace(" or ", ", ").split(", ")
+        text = f"'{value}' is none of {expected}{nearest(value, choices)}"
     elif not text.startswith("the path"):
         text = f"{text} (found {own.get(key)!r})"
     return f"{key}: {text}."

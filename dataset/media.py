@@ -44,8 +44,13 @@ def load_media(item: Item, span: Span | None, needs: Collection[str]) -> Media:
 def _frames(item: Item, span: Span) -> np.ndarray:
     path = _there(item.media)
     if item.kind == "image":
-        return fit(read_image(path)[0], span.size, PICTURE_MODE)[None]
+        return _still(path, span)[None]
     return _video_frames(path, item, span.start, span.frames, span)
+
+
+def _still(path: Path, span: Span) -> np.ndarray:
+    # A copy, because what PIL hands out cannot be written to, and torch warns about that.
+    return np.array(fit(read_image(path)[0], span.size, PICTURE_MODE))
 
 
 def _video_frames(path: Path, item: Item, start: int, count: int, span: Span) -> np.ndarray:
@@ -60,8 +65,7 @@ def _control(item: Item, span: Span) -> np.ndarray | None:
         return None
     path = _there(file)
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        still = fit(read_image(path)[0], span.size, PICTURE_MODE)
-        return np.repeat(still[None], span.frames, axis=0)
+        return np.repeat(_still(path, span)[None], span.frames, axis=0)
     available = count_frames(path, item.clock.fps, item.clock.source_fps)
     start = min(span.start, available - 1)
     frames = _video_frames(path, item, start, min(span.frames, available - start), span)
@@ -71,7 +75,7 @@ def _control(item: Item, span: Span) -> np.ndarray | None:
 def _reference(item: Item, span: Span) -> np.ndarray:
     file = item.side("reference")
     if file is not None:
-        return fit(read_image(_there(file))[0], span.size, PICTURE_MODE)
+        return _still(_there(file), span)
     if item.kind == "image":
         return _frames(item, span)[0]
     frame = item.reference_frame(span)

@@ -25,6 +25,8 @@ class WorkEntry:
     span: Span | None
     job: FeatureJob
     state: EntryState
+    number: int = 0
+    """Of the item in the dataset; work is shared out by it."""
 
     @property
     def name(self) -> str:
@@ -46,11 +48,11 @@ def work_list(dataset: Dataset, jobs: Sequence[FeatureJob]) -> list[WorkEntry]:
                 raise ConfigError(f"{dataset.path}: '{job.spec.name}' needs {need}, and no source has it. "
                                   f"{_REMEDIES.get(need, '')}".rstrip())
     entries: list[WorkEntry] = []
-    for item in dataset.items:
+    for number, item in enumerate(dataset.items):
         for job in jobs:
             if all(item.has(need) for need in job.needs):
                 spans = item.spans if "span" in job.spec.keyed_by else (None,)
-                entries += [WorkEntry(item, span, job, store.state(item, span, job)) for span in spans]
+                entries += [WorkEntry(item, span, job, store.state(item, span, job), number) for span in spans]
     return entries
 
 
@@ -64,18 +66,16 @@ def to_do(entries: Iterable[WorkEntry], *, force: bool = False) -> list[WorkEntr
 
 
 def share(entries: Sequence[WorkEntry], rank: int, world_size: int) -> list[WorkEntry]:
-    """The part of the process `rank` of `world_size`: whole items, dealt out in turn, so that each is read once."""
-    order = {key: index for index, key in enumerate(dict.fromkeys(_owner(entry) for entry in entries))}
-    return [entry for entry in entries if order[_owner(entry)] % world_size == rank]
+    """The part of the process `rank` of `world_size`: whole items, so that each is read once.
+
+    By the item's place in the dataset and not in `entries`: another process may already have made some of them.
+    """
+    return [entry for entry in entries if entry.number % world_size == rank]
 
 
 def by_clip(entries: Iterable[WorkEntry]) -> list[list[WorkEntry]]:
     """Entries that are made from one reading of the media: same item and clip."""
-    groups: dict[tuple[int, str, Span | None], list[WorkEntry]] = {}
+    groups: dict[tuple[int, Span | None], list[WorkEntry]] = {}
     for entry in entries:
-        groups.setdefault((*_owner(entry), entry.span), []).append(entry)
+        groups.setdefault((entry.number, entry.span), []).append(entry)
     return list(groups.values())
-
-
-def _owner(entry: WorkEntry) -> tuple[int, str]:
-    return entry.item.section_index, entry.item.key

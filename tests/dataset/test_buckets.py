@@ -1,6 +1,7 @@
 """Buckets: counts and choices of musubi-tuner (its own numbers, reference page section 2.3)."""
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 import pytest
 
 from dataset.buckets import Buckets

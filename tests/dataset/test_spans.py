@@ -1,6 +1,7 @@
 """Frame extraction: musubi-tuner's measured cases (reference page section 2.2)."""
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 import pytest
 
 from dataset.spans import Extraction, Span

@@ -1,0 +1,94 @@
+"""Loading batches: stacked or listed as the contract says, cut to the clip, the same with worker processes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import CacheError
+from dataset.batches import LoadedBatch, load_batch, load_batches
+from dataset.plan import TrainingItem, plan_training
+from dataset.sampler import BatchSampler
+from dataset.store import CacheStore
+from tests.dataset.toys import MakeVideo, ToyAudio, ToyLatents, ToyText, cache, opened, write_dataset
+
+TOML = """
+[[datasets]]
+video_directory = "{d}/clips"
+cache_directory = "{d}/cache"
+resolution = [48, 32]
+target_frames = [9]
+frame_extraction = "chunk"
+audio = "clip"
+batch_size = 2
+"""
+
+
+@pytest.fixture()
+def folder(tmp_path: Path, make_video: MakeVideo, weights: Path) -> Path:
+    for number, name in enumerate(("a", "b", "c")):
+        make_video(tmp_path / "clips" / f"{name}.mp4", frames=21, sound_s=0.84, seed=number, caption="x" * (number + 2))
+    cache(opened(write_dataset(tmp_path, TOML)), [ToyLatents(weights), ToyText(weights), ToyAudio(weights)])
+    return tmp_path
+
+
+@pytest.fixture()
+def plan(folder: Path, weights: Path) -> list[TrainingItem]:
+    return plan_training(opened(folder / "dataset.toml"), [ToyLatents.spec, ToyText.spec, ToyAudio(weights).spec])
+
+
+def same(a: LoadedBatch, b: LoadedBatch) -> bool:
+    return (a.positions == b.positions and torch.equal(a.latents, b.latents) and torch.equal(a.weights, b.weights)
+            and torch.equal(a.features.features["audio"]["states"], b.features.features["audio"]["states"])
+            and all(torch.equal(x, y) for x, y in zip(a.features.features["text"]["hidden"],
+                                                      b.features.features["text"]["hidden"], strict=True)))
+
+
+def test_batch_holds_what_the_cache_holds(folder: Path, plan: list[TrainingItem], weights: Path) -> None:
+    dataset = opened(folder / "dataset.toml")
+    store = CacheStore(dataset)
+    for batch in map(load_batch, BatchSampler(plan, seed=0, epoch=0)):
+        assert batch.latents.shape == (2, 16, 3, 4, 6)
+        assert (batch.features.frames, batch.features.fps, batch.global_count) == (9, 25.0, 2)
+        assert batch.features.present == {}
+        assert batch.weights.tolist() == [1.0, 1.0]
+        for row, one in enumerate(batch.items):
+            latents, _ = store.read(one.item, one.span, ToyLatents.spec)
+            text, _ = store.read(one.item, None, ToyText.spec)
+            audio, _ = store.read(one.item, None, ToyAudio(weights).spec)
+            assert torch.equal(batch.latents[row], latents["latents"])
+            assert torch.equal(batch.features.features["text"]["hidden"][row], text["hidden"])
+            assert torch.equal(batch.features.features["audio"]["states"][row],
+                               audio["states"][one.span.start:one.span.end])
+
+
+def test_rows_of_the_whole_sound_are_cut_to_the_clip(plan: list[TrainingItem]) -> None:
+    seen = {}
+    for batch in map(load_batch, BatchSampler(plan, seed=0, epoch=0)):
+        for one, states in zip(batch.items, batch.features.features["audio"]["states"], strict=True):
+            seen[one.span.start] = states[:, 0, 1].tolist()
+    assert seen == {0: list(range(9)), 9: list(range(9, 18))}
+
+
+def test_worker_processes_give_the_same_batches_in_the_same_order(plan: list[TrainingItem]) -> None:
+    sampler = BatchSampler(plan, seed=0, epoch=0)
+    here, elsewhere = list(load_batches(sampler)), list(load_batches(sampler, workers=2))
+    assert len(here) == len(elsewhere) == 3
+    assert all(same(a, b) for a, b in zip(here, elsewhere, strict=True))
+
+
+def test_entry_that_went_is_named_with_its_command(folder: Path, plan: list[TrainingItem]) -> None:
+    for path in (folder / "cache").glob("*.text.safetensors"):
+        path.unlink()
+    with pytest.raises(CacheError, match=r"text\.safetensors: cannot be read.*cache_text_encoder_outputs\.py"):
+        load_batch(next(iter(BatchSampler(plan, seed=0, epoch=0))))
+
+
+def test_sound_that_is_shorter_than_the_clip_is_named(folder: Path, plan: list[TrainingItem], weights: Path) -> None:
+    from common.tensorfile import load_tensors, save_tensors
+
+    for path in (folder / "cache").glob("*.audio.safetensors"):
+        tensors, header = load_tensors(path)
+        save_tensors(path, {"states": tensors["states"][:5]}, header)
+    with pytest.raises(CacheError, match=r"'audio' has 5 frames, the clip ends at"):
+        load_batch(next(iter(BatchSampler(plan, seed=0, epoch=0))))
