@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from common.errors import ConfigError
 from common.media.picture import wan_i2v_size
 from common.timebase import (
     ceil_frame_count,
@@ -42,11 +41,7 @@ def clip_size(height: int, width: int, picture_mode: str, picture: tuple[int, in
     """
     if picture is None or picture_mode != "wan_i2v":
         return width, height
-    size = wan_i2v_size(*picture, height * width)
-    if min(size) == 0:
-        raise ConfigError(f"a picture of {picture[1]}x{picture[0]} at the area of --video_size {height} {width} would "
-                          "be less than 16 pixels on one side. Ask for a larger size, or crop the picture.")
-    return size
+    return wan_i2v_size(*picture, height * width)
 
 
 def clip_length(asked: int | None, default: int, *, sound_s: float | None, fps: float) -> Length:
