@@ -35,7 +35,9 @@ def parse(cls: type[S], argv: Sequence[str] | None = None, *, prog: str, descrip
         sys.stdout.write(help_text(flags_of(cls), prog=prog, description=description, epilog=epilog))
         raise SystemExit(0)
     problems = list(words.problems)
-    values, origins, file_foreign = {}, {}, []
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    file_foreign: list[str] = []
     if config_file := words.values.pop("config_file", None):
         values, origins, file_foreign = _read_file(config_file, spellings, foreigners, problems)
     for name in words.values:

@@ -35,8 +35,7 @@ class Section(pydantic.BaseModel):
     @pydantic.field_validator("*")
     @classmethod
     def _refuse_other_choices(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        extra = cls.model_fields[info.field_name or ""].json_schema_extra
-        choices = extra.get("choices") if isinstance(extra, dict) else None
+        choices: list[Any] | None = _extra(cls.model_fields[info.field_name or ""], "choices")
         for one in value if isinstance(value, (list, tuple)) else [value]:
             if choices and one is not None and one not in choices:
                 raise ValueError(not_a_choice(one, choices))
@@ -62,9 +61,9 @@ def flag(default: Any = None, help: str = "", *, group: str = "", choices: Itera
     printed. `differs` says how the behaviour differs from the trainer that users know under the same spelling; it is
     told in one line when the flag is used. `limits` go to pydantic (`ge`, `gt`, `le`, `lt`, `min_length` …).
     """
-    extra = {"group": group, "choices": list(choices) if choices is not None else None, "alias": alias,
-             "secret": secret, "differs": differs}
-    first = PydanticUndefined if required else default
+    extra: Any = {"group": group, "choices": list(choices) if choices is not None else None, "alias": alias,
+                  "secret": secret, "differs": differs}
+    first: Any = PydanticUndefined if required else default
     return pydantic.Field(first, description=help, json_schema_extra=extra, **limits)
 
 
@@ -79,10 +78,6 @@ class FlagField:
     info: FieldInfo
     group: str
 
-    def _extra(self, key: str) -> Any:
-        extra = self.info.json_schema_extra
-        return extra.get(key) if isinstance(extra, dict) else None
-
     @property
     def help(self) -> str:
         """The flag's help text."""
@@ -93,24 +88,24 @@ class FlagField:
         """Allowed values, or None when the type alone decides."""
         if get_origin(self.annotation) is Literal:
             return list(get_args(self.annotation))
-        choices: list[Any] | None = self._extra("choices")
+        choices: list[Any] | None = _extra(self.info, "choices")
         return choices
 
     @property
     def alias(self) -> str | None:
         """An old spelling that is accepted too."""
-        alias: str | None = self._extra("alias")
+        alias: str | None = _extra(self.info, "alias")
         return alias
 
     @property
     def is_secret(self) -> bool:
         """Whether the value must not be printed."""
-        return bool(self._extra("secret"))
+        return bool(_extra(self.info, "secret"))
 
     @property
     def differs(self) -> str:
         """How the behaviour differs from musubi-tuner's under the same spelling; empty when it does not."""
-        return self._extra("differs") or ""
+        return _extra(self.info, "differs") or ""
 
     @property
     def required(self) -> bool:
@@ -144,8 +139,14 @@ def flags_of(section: type[Section], path: tuple[str, ...] = ()) -> Iterator[Fla
             yield from flags_of(annotation, (*path, name))
             continue
         field = FlagField(name, path, annotation, info, heading)
-        group = field._extra("group")
+        group = _extra(info, "group")
         yield FlagField(name, path, annotation, info, group) if group else field
+
+
+def _extra(info: FieldInfo, key: str) -> Any:
+    """What `flag` noted beside pydantic's own settings; None for a field that was not made by it."""
+    extra = info.json_schema_extra
+    return extra.get(key) if isinstance(extra, dict) else None
 
 
 def _without_none(annotation: Any) -> Any:
