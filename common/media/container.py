@@ -13,8 +13,8 @@ def quiet() -> Any:
     """The PyAV module with FFmpeg's own messages switched off (they go to stderr and repeat what the errors say)."""
     import av
 
-    # PyAV's own log callback takes the interpreter's lock: a decoder thread that has something to say while the main
-    # thread frees its codec would wait for it for ever. FFmpeg's callback needs no lock, and at this level says nothing.
+    # PyAV's own log callback takes the interpreter's lock for every error message, whatever its level: a decoder thread
+    # that has one while the main thread waits for it would wait for ever. FFmpeg's callback needs no lock.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.PANIC)
     return av
@@ -43,13 +43,18 @@ def open_media(path: str | os.PathLike[str]) -> Iterator[Any]:
     check_file(path)
     av = quiet()
     try:
-        with av.open(str(Path(path)), metadata_errors="ignore") as container:
+        with av.open(str(Path(path)), **_metadata_option(av)) as container:
             yield container
     except UserError:
         raise
     except Exception as error:
         raise MediaError(f"{path}: damaged or not a media file ({reason(error)}). "
                          "Copy, download or re-encode it, or take it out.") from error
+
+
+def _metadata_option(av: Any) -> dict[str, str]:
+    """Titles in odd encodings are no reason to refuse a file; PyAV 19 forgives them and took the option away."""
+    return {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def picture_stream(container: Any) -> Any | None:

@@ -22,6 +22,7 @@ SOUND_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".o
 _DAMAGED_PACKETS_FORGIVEN = 2
 _MISSING_SHARE_FORGIVEN = 0.1
 _HEADER_TELLS_LENGTH = ("mp4", "mov", "flac", "wav")
+_UNKNOWN_RIFF_SIZE = 0x7FFF_0000
 _INTEGER_SCALE = {"u8": (128.0, 128.0), "s16": (0.0, 2.0**15), "s32": (0.0, 2.0**31), "s64": (0.0, 2.0**63)}
 _Piece = tuple[float | None, np.ndarray]
 """Time of the first sample in seconds (None: unknown), samples ``[C T]``."""
@@ -77,13 +78,12 @@ def read_sound(path: str | os.PathLike[str]) -> Sound:
             raise MediaError(f"{path}: the file has no sound track. Give one that has, or do without sound.")
         pieces, rate = _decode(path, container, stream)
         has_pictures = picture_stream(container) is not None
-        promised_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
-        is_told = any(name in container.format.name for name in _HEADER_TELLS_LENGTH)
+        promised_s = _promised_s(path, container, stream)
     samples, start_s = _join(pieces, rate)
     if samples.shape[1] == 0:
         raise MediaError(f"{path}: the sound has no samples. Replace the file.")
     found_s = samples.shape[1] / rate
-    if is_told and found_s < (1 - _MISSING_SHARE_FORGIVEN) * promised_s - 0.1:
+    if found_s < (1 - _MISSING_SHARE_FORGIVEN) * promised_s - 0.1:
         raise MediaError(f"{path}: the sound is cut short: its header tells of {promised_s:.2f} s, {found_s:.2f} s are "
                          "there. Copy or download the file again.")
     if not np.isfinite(samples).all():
@@ -114,9 +114,25 @@ def missing_s(sound: Sound, *, from_s: float, duration_s: float) -> float:
     return duration_s - min(max(covered, 0.0), duration_s)
 
 
+def _promised_s(path: str | os.PathLike[str], container: Any, stream: Any) -> float:
+    """Seconds that the header promises; 0 where it only guesses."""
+    if not stream.duration or not any(name in container.format.name for name in _HEADER_TELLS_LENGTH):
+        return 0.0
+    duration_s = float(stream.duration * stream.time_base)
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head[:4] == b"RIFF":
+        # FFmpeg believes the file's size rather than this number. Programs that write into a pipe put a huge one.
+        promised, found = int.from_bytes(head[4:], "little") + 8, os.path.getsize(path)
+        return duration_s * promised / found if found < promised < _UNKNOWN_RIFF_SIZE else duration_s
+    return duration_s
+
+
 def _decode(path: str | os.PathLike[str], container: Any, stream: Any) -> tuple[list[_Piece], int]:
     pieces: list[_Piece] = []
     rate, channels, damaged, stated = 0, 0, 0, 0
+    if stream.codec_context.name == "flac":
+        stream.codec_context.options = {"err_detect": "crccheck+explode"}
     for packet in container.demux(stream):
         try:
             frames = packet.decode()

@@ -161,13 +161,15 @@ def _sound_blocks(track: Sound) -> Iterator[Any]:
 
     AAC is cut in blocks of 1024 samples, and no player drops a part of the last one. So the last block is filled by
     putting the missing samples as silence in front, before time 0, where every player cuts them away together with the
-    encoder's own delay (the edit list says where time 0 is).
+    encoder's own delay (the edit list says where time 0 is). Only a track of less than one block gets a silent end:
+    FFmpeg drops a track whose edit begins in its last block.
     """
     from av import AudioFrame
 
     channels, length = track.samples.shape
-    fill = -length % _AAC_BLOCK
-    filled = np.pad(track.samples, ((0, 0), (fill, 0)))
+    missing = -length % _AAC_BLOCK
+    fill, end = (missing, 0) if length > _AAC_BLOCK else (0, missing)
+    filled = np.pad(track.samples, ((0, 0), (fill, end)))
     for start in range(0, filled.shape[1], _AAC_BLOCK):
         block = np.ascontiguousarray(filled[:, start:start + _AAC_BLOCK])
         frame = AudioFrame.from_ndarray(block, format="fltp", layout=_AAC_LAYOUTS[channels])

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+import struct
 
 import av
 import cv2
@@ -104,12 +105,13 @@ def test_late_streams_are_read_on_one_clock(tmp_path: Path, late: str) -> None:
 @pytest.mark.parametrize(("options", "name"), [
     ({"g": "10", "bf": "3"}, "a.mp4"), ({"g": "10", "bf": "0"}, "b.mkv"),
     ({"x264-params": "keyint=10:open-gop=1:bframes=3"}, "c.mp4"),
-    ({"x264-params": "keyint=10:intra-refresh=1"}, "d.mkv"), ({"x264-params": "keyint=10:open-gop=1:bframes=3"}, "e.ts"),
+    ({"x264-params": "keyint=10:intra-refresh=1"}, "d.mkv"),
+    ({"x264-params": "keyint=10:open-gop=1:bframes=3"}, "e.ts"),
 ])
 def test_late_spans_equal_reading_from_the_beginning(tmp_path: Path, options: dict[str, str], name: str) -> None:
     rng = np.random.default_rng(0)
-    pictures = [np.clip(numbered(index).astype(int) + rng.integers(-16, 16, (HEIGHT, WIDTH, 3)), 0, 255).astype(np.uint8)
-                for index in range(64)]
+    grain = rng.integers(-16, 16, (64, HEIGHT, WIDTH, 3))
+    pictures = [np.clip(numbered(index) + grain[index], 0, 255).astype(np.uint8) for index in range(64)]
     path = write_clip(tmp_path / name, steady(64, 25), pictures=pictures, options=options)
     whole = read_frames(path, fps=25)
     assert len(whole) == 64
@@ -154,7 +156,8 @@ def test_colours_survive_codecs_odd_sizes_and_ranges(tmp_path: Path, codec: str,
 @pytest.mark.parametrize(("name", "codec"), [("a.avi", "mpeg4"), ("a.webm", "libvpx"), ("b.webm", "libvpx-vp9"),
                                              ("a.mpg", "mpeg1video"), ("a.flv", "flv"), ("a.wmv", "wmv2")])
 def test_other_containers_keep_their_pictures(tmp_path: Path, name: str, codec: str) -> None:
-    options = {"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8", "deadline": "good"} if "webm" in name else {}
+    hidden = {"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8", "deadline": "good"}
+    options = hidden if "webm" in name else {}
     path = write_clip(tmp_path / name, steady(40, 25), codec=codec, tick=Fraction(1, 25), options=options)
     assert numbers_of(read_frames(path, fps=25)) == list(range(40))
 
@@ -180,6 +183,18 @@ def test_edit_list_hides_what_it_cuts(tmp_path: Path) -> None:
     info = probe_video(cut)
     assert info.start_s == pytest.approx(0, abs=1e-3)
     assert numbers_of(read_frames(cut, fps=25)) == list(range(10, 50))
+
+
+@pytest.mark.parametrize(("media_time", "first"), [(0, 0), (90_000, 25)])
+def test_edit_list_that_leaves_packets_out_is_not_taken_for_a_cut_file(tmp_path: Path, media_time: int,
+                                                                       first: int) -> None:
+    path = write_clip(tmp_path / "a.mp4", steady(200, 25), options={"g": "10", "bf": "2"})
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"elst") + 12  # duration in milliseconds, first media time in ticks
+    delay = struct.unpack(">i", data[entry + 4:entry + 8])[0]
+    data[entry:entry + 8] = struct.pack(">Ii", 2000, delay + media_time)
+    path.write_bytes(data)
+    assert numbers_of(read_frames(path, fps=25)) == list(range(first, first + 50))
 
 
 @pytest.mark.parametrize("faststart", [True, False])
