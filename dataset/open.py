@@ -1,6 +1,6 @@
 """From a dataset TOML to items: every source looked at, clips cut, what does not fit told with its reason."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,20 +150,21 @@ def _inquiries(section: Section, rows: Sequence[Row], clock: Clock) -> list[Inqu
 
 def _tell_oddities(section: Section, rows: Sequence[Row], known: Known, outcome: Outcome) -> None:
     """One line for each kind of oddity that was put right while reading."""
-    counts: Counter[str] = Counter()
+    found: defaultdict[str, list[str]] = defaultdict(list)
     for row in rows:
         facts = known[row.media.key]
-        counts.update(facts.notes if isinstance(facts, Facts) else ())
-    outcome.notes += [f"'{section.name}': {_sources(count)}: {note}." for note, count in counts.items()]
-    ends = [item for item in outcome.items if item.section_index == section.index and item.sound is not None
+        for note in facts.notes if isinstance(facts, Facts) else ():
+            found[note].append(row.media.key)
+    outcome.notes += [f"'{section.name}': {_sources(names)}: {note}." for note, names in found.items()]
+    ends = [item.name for item in outcome.items if item.section_index == section.index and item.sound is not None
             and any(missing_frames(item.sound, item.fps, span) > _AUDIBLE_FRAMES for span in item.spans)]
     if ends:
-        outcome.notes.append(f"'{section.name}': {_sources(len(ends))}: the sound begins or ends inside a clip; "
+        outcome.notes.append(f"'{section.name}': {_sources(ends)}: the sound begins or ends inside a clip; "
                              "silence stands for what is missing.")
 
 
-def _sources(count: int) -> str:
-    return f"{count} source{'' if count == 1 else 's'}"
+def _sources(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} sources ({names[0]}, …)"
 
 
 def _remember(section: Section, audio_short: AudioShort | None) -> None:

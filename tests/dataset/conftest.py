@@ -28,7 +28,7 @@ def make_video(tmp_path_factory: pytest.TempPathFactory) -> MakeVideo:
         if not kept.exists():
             draws = np.random.default_rng(seed)
             base = draws.integers(0, 200, (size[1], size[0], 3), dtype=np.uint8)
-            pictures = (base + np.uint8(2 * index) for index in range(frames))
+            pictures = (base + np.uint8(2 * index % 256) for index in range(frames))
             sound = None
             if sound_s is not None:
                 samples = draws.uniform(-0.2, 0.2, (1, round(16000 * sound_s))).astype(np.float32)

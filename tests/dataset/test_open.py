@@ -75,7 +75,7 @@ def test_sound_off_by_less_than_a_frame_works_and_more_is_refused(tmp_path: Path
     toml = write_dataset(tmp_path, BASE + 'target_frames = [25]\naudio_directory = "{d}/sound"\n')
     make_sound(tmp_path / "sound" / "a.wav", 0.97)
     dataset = opened(toml)
-    assert "'clips': 1 source: the sound begins or ends inside a clip" in "\n".join(dataset.notes)
+    assert "'clips': a.mp4: the sound begins or ends inside a clip" in "\n".join(dataset.notes)
     make_sound(tmp_path / "sound" / "a.wav", 0.5)
     with pytest.raises(ConfigError, match=r"misses 12\.5 frames \(0\.50 s\) of a clip of 25.*--audio_short"):
         opened(toml)
@@ -140,7 +140,7 @@ def test_oddities_of_sources_are_told_in_one_line_each(tmp_path: Path) -> None:
         pixels.save(path)
     dataset = opened(write_dataset(
         tmp_path, '[[datasets]]\nimage_directory = "{d}/pictures"\nresolution = 32\n'))
-    assert [note for note in dataset.notes if "3 sources" in note], dataset.notes
+    assert [note for note in dataset.notes if "3 sources (0.png, …)" in note], dataset.notes
 
 
 def test_reference_outside_the_clip_needs_frames_outside(tmp_path: Path, make_video: MakeVideo) -> None:
