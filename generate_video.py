@@ -1,7 +1,5 @@
 """Generate video from a prompt, pictures and a sound."""
 
-import sys
-
 from common.config import parse, to_toml
 from common.errors import run
 from common.logs import get_logger, setup_logging
@@ -42,4 +40,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    run(main)

@@ -73,7 +73,8 @@ def read_adapters(request: GenerationRequest, module_paths: Iterable[str]) -> Ad
     of which the patterns leave nothing, or that brings a condition that another file brings too.
     """
     paths = list(module_paths)
-    files, conditions = [], {}
+    files: list[tuple[LoraFile, float]] = []
+    conditions: dict[str, tuple[LoraFile, Mapping[str, str]]] = {}
     for path, multiplier in zip(request.lora_weight, request.multipliers(), strict=True):
         file = _selected(read_lora(path), paths, request)
         files.append((file, multiplier))

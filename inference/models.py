@@ -63,16 +63,15 @@ class Models:
 
     @property
     def _loaders(self) -> dict[str, Callable[[], Any]]:
-        files, request = self.files, self.request
-        on = {"device": self.device}
+        files, request, device = self.files, self.request, self.device
         return {
-            "text_encoder": lambda: wan.load_text_encoder(
-                files.t5, tokenizer=files.tokenizer, dtype=parse_dtype(request.t5_dtype), **on),
-            "image_encoder": lambda: wan.load_image_encoder(
-                self.path("image_encoder"), dtype=parse_dtype(request.clip_dtype), **on),
-            "audio_encoder": lambda: wan.load_audio_encoder(
-                self.path("audio_encoder"), dtype=torch.float32, **on),
-            "vae": lambda: wan.load_vae(files.vae, dtype=parse_dtype(request.vae_dtype), **on),
+            "text_encoder": lambda: wan.load_text_encoder(files.t5, tokenizer=files.tokenizer, device=device,
+                                                          dtype=parse_dtype(request.t5_dtype)),
+            "image_encoder": lambda: wan.load_image_encoder(self.path("image_encoder"), device=device,
+                                                            dtype=parse_dtype(request.clip_dtype)),
+            "audio_encoder": lambda: wan.load_audio_encoder(self.path("audio_encoder"), device=device,
+                                                            dtype=torch.float32),
+            "vae": lambda: wan.load_vae(files.vae, dtype=parse_dtype(request.vae_dtype), device=device),
             "dit": self._load_dit,
             "conditions": self._load_conditions,
         }

@@ -31,15 +31,43 @@ class Plan:
     size: tuple[int, int]
     """Width and height in pixels."""
     length: Length
-    fps: float
-    sampling: Sampling
-    guidance: float
-    seed: int
-    prompt: str
-    negative_prompt: str
     picture_mode: str
     features: tuple[str, ...]
     """Features to encode, beside the text."""
+
+    @property
+    def fps(self) -> float:
+        """Frames a second of the video."""
+        assert self.request.fps is not None
+        return self.request.fps
+
+    @property
+    def seed(self) -> int:
+        """Seed of the noise."""
+        assert self.request.seed is not None
+        return self.request.seed
+
+    @property
+    def guidance(self) -> float:
+        """Guidance scale."""
+        assert self.request.guidance_scale is not None
+        return self.request.guidance_scale
+
+    @property
+    def sampling(self) -> Sampling:
+        """Solver, steps and shift."""
+        assert self.request.infer_steps is not None and self.request.flow_shift is not None
+        return Sampling(self.request.sample_solver, self.request.infer_steps, self.request.flow_shift)
+
+    @property
+    def prompt(self) -> str:
+        """What the video shows."""
+        return self.request.prompt or ""
+
+    @property
+    def negative_prompt(self) -> str:
+        """What guidance leads away from."""
+        return self.request.negative_prompt or ""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -77,33 +105,34 @@ def make_plan(request: GenerationRequest, files: ModelFiles) -> Plan:
     adapters, task = files.adapters, files.task
     mode = adapters.picture_mode or ("omniavatar" if "reference_latents" in adapters.features else "wan_i2v")
     size = clip_size(*request.video_size, mode, scene.shape)
-    is_audio_driven = "audio" in adapters.features
-    fps = request.fps or adapters.fps or (AUDIO_FPS if is_audio_driven else float(task.fps))
     if size != (request.video_size[1], request.video_size[0]):
         log.info("size %dx%d: the shape of %s at the area of --video_size %d %d", *size, request.image_path,
                  *request.video_size)
+    default_fps = adapters.fps or (AUDIO_FPS if "audio" in adapters.features else float(task.fps))
+    fps = request.fps or default_fps
     length = clip_length(request.video_length, task.frames, fps=fps,
                          sound_s=None if scene.sound is None else scene.sound.duration_s + request.audio_lead)
     if scene.sound is not None and (problem := longest_problem(length, fps, request.max_tokens, size)):
         raise ConfigError(f"--audio {request.audio}: {problem}")
     if request.trim_tail_frames >= length.shown:
         raise ConfigError(f"--trim_tail_frames {request.trim_tail_frames} leaves nothing of {length.shown} frames.")
-    filled = request.model_copy(update={
-        "task": task.name, "fps": fps, "seed": secrets.randbelow(2**32) if request.seed is None else request.seed,
-        "infer_steps": request.infer_steps or task.steps,
-        "flow_shift": request.flow_shift or task.shift_for(*size),
-        "guidance_scale": _either(request.guidance_scale, AUDIO_GUIDANCE if is_audio_driven else task.guidance),
-        "negative_prompt": _either(request.negative_prompt,
-                                   OMNIAVATAR_NEGATIVE_PROMPT if is_audio_driven else task.negative_prompt)})
-    return Plan(
-        request=filled, scene=scene, size=size, length=length, fps=fps, seed=filled.seed, prompt=request.prompt or "",
-        negative_prompt=filled.negative_prompt, guidance=filled.guidance_scale, picture_mode=mode,
-        sampling=Sampling(request.sample_solver, filled.infer_steps, filled.flow_shift),
-        features=_features(request, files))
+    if adapters.fps and fps != adapters.fps:
+        log.info("note: the LoRA was trained at %g fps; %g fps are asked for", adapters.fps, fps)
+    filled = _filled(request, files, size).model_copy(update={"fps": fps})
+    return Plan(request=filled, scene=scene, size=size, length=length, picture_mode=mode,
+                features=_features(request, files))
 
 
-def _either(value, default):
-    return default if value is None else value
+def _filled(request: GenerationRequest, files: ModelFiles, size: tuple[int, int]) -> GenerationRequest:
+    """The request with the task's defaults, or those of audio-driven video, where it says nothing."""
+    task, is_audio_driven = files.task, "audio" in files.adapters.features
+    defaults = {
+        "task": task.name, "seed": secrets.randbelow(2**32), "infer_steps": task.steps,
+        "flow_shift": task.shift_for(*size),
+        "guidance_scale": AUDIO_GUIDANCE if is_audio_driven else task.guidance,
+        "negative_prompt": OMNIAVATAR_NEGATIVE_PROMPT if is_audio_driven else task.negative_prompt}
+    return request.model_copy(update={name: value for name, value in defaults.items()
+                                      if getattr(request, name) is None})
 
 
 def _features(request: GenerationRequest, files: ModelFiles) -> tuple[str, ...]:

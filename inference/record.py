@@ -11,10 +11,15 @@ from common.fingerprint import weights_fingerprint
 from common.version import VERSION
 from inference.plan import Plan
 from inference.request import GenerationRequest
+from wan.encoders.registry import FEATURES
+from wan.weights.dit import FOLDERS_FILES
+from wan.weights.shards import find_files
 
 NOT_KEPT = ("from_file", "save_path", "latent_path", "no_metadata", "ckpt_dir")
 """Settings of the run, not of the result."""
-MODELS = ("dit", "vae", "t5", "clip", "wav2vec")
+MODELS = {"dit": FOLDERS_FILES, "vae": FEATURES["latents"].preferred, "t5": FEATURES["text"].preferred,
+          "clip": FEATURES["clip"].preferred, "wav2vec": FEATURES["audio"].preferred}
+"""Flag of a model → names by which its file is found in a folder."""
 
 
 def settings_of(request: GenerationRequest) -> dict[str, Any]:
@@ -37,7 +42,8 @@ def make_record(plan: Plan, paths: Mapping[str, Any], now: datetime) -> dict[str
 
     request = plan.request
     used = {name: path for name in MODELS if (path := paths[name]) is not None and _was_used(name, plan)}
-    files = {name: {"path": str(path.absolute()), "fingerprint": weights_fingerprint([path])}
+    files = {name: {"path": str(path.absolute()),
+                    "fingerprint": weights_fingerprint(find_files(path, MODELS[name]).files)}
              for name, path in used.items()}
     loras = [{"path": str(path.absolute()), "multiplier": multiplier, "fingerprint": weights_fingerprint([path])}
              for path, multiplier in zip(request.lora_weight, request.multipliers(), strict=True)]

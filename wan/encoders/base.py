@@ -41,6 +41,7 @@ class Encoder(Protocol):
 class ModelEncoder:
     """What the encoders of this package share: the files of their model, and asking media for what they need."""
 
+    model: ClassVar[ModelKind]
     spec: FeatureSpec
     needs: tuple[str, ...]
     preferred: ClassVar[tuple[str, ...]] = ()
