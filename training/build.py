@@ -137,7 +137,12 @@ def build_network(config: TrainConfig, plan: Plan, dit: WanDiT) -> LoraNetwork:
         log.info("went on from %s", report.text())
     network.to(dit.device).attach().train()
     count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    log.info("trained: %.2f M parameters in float32", count / 1e6)
+    facts = _size_facts(network)
+    log.info("trained: %.2f M parameters in float32; LoRA rank %s, alpha %s, learning rate %g", count / 1e6,
+             facts["network_dim"], facts["network_alpha"], config.optimiser.learning_rate)
+    if "learning_rate" not in config.optimiser.model_fields_set:
+        log.warning("--learning_rate is not set; %g is musubi-tuner's default and small for LoRA (1e-4 is usual)",
+                    config.optimiser.learning_rate)
     return network
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+import tempfile
 
 from common.errors import ConfigError
 from common.logs import get_logger
@@ -96,12 +97,13 @@ class Checkpoints(Callback):
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder` and try to write there. ConfigError says why it cannot be."""
+    """Try to write in `folder`, or in the nearest folder above it that exists. ConfigError says why it cannot be."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".omnituner-write-test-{id(folder)}"
-        probe.write_bytes(b"x")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=existing, prefix=".omnituner-") as probe:
+            probe.write(b"x")
     except OSError as error:
         raise ConfigError(f"--output_dir {folder}: cannot write there ({error.strerror}). "
                           "Choose another folder.") from error

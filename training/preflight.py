@@ -14,12 +14,14 @@ from dataset.plan import TrainingItem
 from dataset.report import describe
 from dataset.store import CacheStore
 from networks.base import network_module, requested_conditions, split_network_args
-from networks.condition_weights import recorded_conditions
+from networks.condition_weights import load_conditions, recorded_conditions
 from networks.formats import LoraFile, read_lora
+from networks.lora_wan import DEFAULT_DIM
 from networks.merge import LoraMerge, merge_transform
+from networks.names import spellings
 from training.checkpoints import check_writable
 from training.clips import find_clips, find_dataset, read_one
-from training.config import NetworkSection, OptimiserSection, TrainConfig
+from training.config import NetworkSection, TrainConfig
 from training.optimizers import optimizer_class, parse_arguments
 from training.schedules import SCHEDULES, ScheduleSettings, check_schedule
 from training.timesteps import TimestepSettings, check_settings
@@ -81,13 +83,7 @@ def check(config: TrainConfig) -> Plan:
     the caches of a dataset that cannot be read, is told after that.
     """
     problems = _Problems()
-    with problems.collected():
-        check_writable(config.saving.output_dir)
-    with problems.collected():
-        check_backend(config.speed.attention)
-    with problems.collected():
-        check_settings(timestep_settings(config))
-    _check_optimiser(config.optimiser, problems)
+    _check_settings(config, problems)
     arguments: dict[str, str] = {}
     wanted: dict[str, dict[str, str]] = {}
     start = merge = model = dataset = None
@@ -105,14 +101,35 @@ def check(config: TrainConfig) -> Plan:
             network_module(config.network.network_module).check_arguments(model, arguments)
         with problems.collected():
             merge = merge_transform(config.data.merges, list(model.state_dict())) if config.data.merges else None
+        with problems.collected():
+            _check_start(start, config.network, model)
     problems.raise_found()
     assert model is not None and dataset is not None
     task = find_task(config.data.task)
     features = [feature for name in wanted for feature in find_condition(name).features]
     clips = find_clips(dataset, task, features, require_sources=config.data.require_sources)
     conditions = _build_conditions(wanted, clips, model.variant)
+    if start is not None:
+        load_conditions(conditions, start.conditions, start.path)
     return Plan(task=task, variant=model.variant, arguments=arguments, conditions=conditions, dataset=dataset,
                 clips=clips, merge=merge, start=start, is_stored_in_fp8=is_stored_in_fp8)
+
+
+def _check_settings(config: TrainConfig, problems: _Problems) -> None:
+    """What settings alone tell."""
+    settings = config.optimiser
+    with problems.collected():
+        check_writable(config.saving.output_dir)
+    with problems.collected():
+        check_backend(config.speed.attention)
+    with problems.collected():
+        check_settings(timestep_settings(config))
+    with problems.collected():
+        parse_arguments(settings.optimizer_args, optimizer_class(settings.optimizer_type), "optimizer_args",
+                        taken=("lr",))
+    with problems.collected():
+        if settings.lr_scheduler not in SCHEDULES:
+            check_schedule(ScheduleSettings(name=settings.lr_scheduler))
 
 
 def tell(plan: Plan) -> None:
@@ -140,15 +157,6 @@ def timestep_settings(config: TrainConfig) -> TimestepSettings:
         preserve_distribution_shape=noise.preserve_distribution_shape)
 
 
-def _check_optimiser(settings: OptimiserSection, problems: _Problems) -> None:
-    with problems.collected():
-        parse_arguments(settings.optimizer_args, optimizer_class(settings.optimizer_type), "optimizer_args",
-                        taken=("lr",))
-    with problems.collected():
-        if settings.lr_scheduler not in SCHEDULES:
-            check_schedule(ScheduleSettings(name=settings.lr_scheduler))
-
-
 def _look_at_base(config: TrainConfig) -> tuple[WanDiT, bool]:
     """The base on the meta device, by the names and shapes in its file, and whether the file is float8."""
     with open_dit(config.data.dit) as source:
@@ -167,6 +175,23 @@ def _read_start(settings: NetworkSection) -> LoraFile | None:
         raise NetworkFileError(f"--network_weights {file.path}: {len(file.others)} keys are no LoRA and would be lost "
                                f"({', '.join(file.others[:4])}).")
     return file
+
+
+def _check_start(file: LoraFile | None, settings: NetworkSection, model: WanDiT) -> None:
+    """`--network_weights` must fit the base and the rank; what it would lose is an error."""
+    if file is None:
+        return
+    known = {name for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+             for name in spellings(path)}
+    lost = [name for name, entry in file.entries.items() if name not in known or not entry.has_pair]
+    if lost:
+        raise NetworkFileError(f"--network_weights {file.path}: {len(lost)} modules are not in this model and would be "
+                               f"lost ({', '.join(lost[:4])}). The file belongs to another kind of model.")
+    ranks = sorted({entry.rank for entry in file.entries.values()})
+    own = settings.network_dim or DEFAULT_DIM
+    if ranks and not settings.dim_from_weights and ranks != [own]:
+        raise NetworkFileError(f"--network_weights {file.path}: rank {', '.join(map(str, ranks))}, the network has "
+                               f"{own}. Set --network_dim, or use --dim_from_weights.")
 
 
 def _existing(path: Path) -> Path:

@@ -5,8 +5,10 @@ import json
 import os
 from pathlib import Path
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from common.errors import CacheError, ConfigError, NetworkFileError, UserError, 
 from precompute import ModelFiles, run
 from training import train
 from training.config import TrainConfig
+from training.loop import NonFiniteLoss
 import wan
 
 TOML = """
@@ -41,16 +44,18 @@ def weights(tiny_weights: Path) -> Path:
     return tiny_weights
 
 
-def prepare_data(folder: Path, root: Path, weights: Path, features: Sequence[str]) -> Path:
-    """Five of the demo's clips with the named features cached."""
+def prepare_data(folder: Path, root: Path, weights: Path, features: Sequence[str], *, given: Any = "first",
+                 more: str = "") -> Path:
+    """Five of the demo's clips, and the datasets of the TOML text `more`, with the named features cached."""
     (folder / "clips").mkdir()
     for i in range(CLIPS):
         for suffix in (".mp4", ".txt"):
             shutil.copy(root / "examples" / "demo" / "clips" / f"head_{i:03d}{suffix}", folder / "clips")
     data = write_toml(folder, 1)
+    data.write_text(data.read_text(encoding="utf-8") + more, encoding="utf-8")
     models = ModelFiles(vae=weights / "Wan2.1_VAE.pth", t5=weights / "models_t5_umt5-xxl-enc-bf16.pth",
                         clip=weights / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
-                        wav2vec=weights / "wav2vec2-base-960h")
+                        wav2vec=weights / "wav2vec2-base-960h", given=given)
     assert not run(list(features), data, models=models).failed
     return data
 
@@ -170,11 +175,60 @@ def test_a_trained_file_attaches_to_the_base_again(talking: Path, weights: Path,
         assert (attached(*inputs) - plain).abs().max() > 1e-4
 
 
+def test_first_and_last_frame_training_reads_both_pictures(tmp_path: Path, root: Path, weights: Path) -> None:
+    data = prepare_data(tmp_path, root, weights, ["latents", "text", "image_latents", "clip"], given="first_last")
+    final = train(settings(data, weights, tmp_path / "out", task="flf2v-14B",
+                           dit=weights / "wan2.1_flf2v_tiny.safetensors"))
+    assert final is not None and len(losses(tmp_path / "out")) == 5
+
+
+def test_pictures_without_sound_are_trained_beside_talking_clips(tmp_path: Path, root: Path, weights: Path) -> None:
+    import cv2
+
+    from common.media.video import read_frames
+
+    frame = read_frames(root / "examples" / "demo" / "clips" / "head_005.mp4", fps=25, count=1)[0]
+    (tmp_path / "pictures").mkdir()
+    cv2.imwrite(str(tmp_path / "pictures" / "face.png"), frame[..., ::-1])
+    (tmp_path / "pictures" / "face.txt").write_text("A face.", encoding="utf-8")
+    more = f'[[datasets]]\nimage_directory = "{(tmp_path / "pictures").as_posix()}"\n' \
+           f'cache_directory = "{(tmp_path / "picture_cache").as_posix()}"\nnum_repeats = 2\n'
+    data = prepare_data(tmp_path, root, weights, ["latents", "text", "audio"], more=more)
+    final = train(settings(data, weights, tmp_path / "out", network_args=["conditions=omniavatar_add"],
+                           max_train_epochs=1))
+    assert final is not None and len(losses(tmp_path / "out")) == CLIPS + 2
+
+
+def test_a_file_trained_with_sound_drives_a_generation(talking: Path, weights: Path, tmp_path: Path, root: Path
+                                                       ) -> None:
+    from inference import GenerationRequest, generate
+
+    final = train(settings(talking, weights, tmp_path, network_args=["conditions=omniavatar_add"], learning_rate=0.01))
+    assert final is not None
+    request = {"dit": weights / "wan2.1_t2v_tiny.safetensors", "vae": weights / "Wan2.1_VAE.pth",
+               "t5": weights / "models_t5_umt5-xxl-enc-bf16.pth", "wav2vec": weights / "wav2vec2-base-960h",
+               "image_path": root / "examples/demo/face.png", "audio": root / "examples/demo/speech.wav",
+               "prompt": "A head talks.", "video_size": (32, 32), "infer_steps": 2, "video_length": 9, "seed": 1}
+    made = generate(GenerationRequest.from_flags(**request, lora_weight=[final]))
+    assert made.fps == 25.0 and made.video.shape[1:] == (9, 32, 32)
+    weaker = generate(GenerationRequest.from_flags(**request, lora_weight=[final], lora_multiplier=[0.0]))
+    assert not torch.equal(made.latents, weaker.latents)
+
+
+def test_learning_that_breaks_down_names_the_clips_and_writes_nothing(talking: Path, weights: Path, tmp_path: Path
+                                                                      ) -> None:
+    with pytest.raises(NonFiniteLoss, match=r"head_00\d.mp4@0"):
+        train(settings(talking, weights, tmp_path, learning_rate=1e25))
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 @pytest.mark.parametrize(("more", "kind", "words"), [
     ({"task": "i2v-14B"}, WeightsError, "found t2v model"),
     ({"dit": "absent.safetensors"}, WeightsError, "not found"),
     ({"dataset_config": "absent.toml"}, ConfigError, "absent.toml"),
     ({"network_weights": "absent.safetensors"}, NetworkFileError, "no such file"),
+    ({"network_weights": "START", "network_dim": 8}, NetworkFileError, "rank 4"),
+    ({"network_weights": "START", "task": "i2v-14B", "dit": "I2V"}, NetworkFileError, "not in this model"),
     ({"network_args": ["conditions=omniavatar"]}, UserError, "omniavatar_add"),
     ({"network_args": ["exclude_patterns=['.*nothing.*']"]}, ConfigError, "matches nothing"),
     ({"optimizer_type": "AdmW"}, ConfigError, "nearest"),
@@ -187,6 +241,10 @@ def test_what_cannot_work_is_refused_before_weights_are_read(talking: Path, weig
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     if "attn_mode" in more and torch.cuda.is_available():
         pytest.skip("there is a GPU")
+    if "network_weights" in more and more["network_weights"] == "START":
+        more = {**more, "network_weights": train(settings(talking, weights, tmp_path / "start", max_train_steps=1))}
+    if more.get("dit") == "I2V":
+        more = {**more, "dit": weights / "wan2.1_i2v_tiny.safetensors"}
     monkeypatch.setattr(wan, "load_dit", lambda *args, **kwargs: pytest.fail("weights were read"), raising=False)
     with pytest.raises(kind, match=words):
         train(settings(talking, weights, tmp_path / "out", **more))
@@ -242,6 +300,23 @@ def launch(root: Path, words: Sequence[str], *, processes: int) -> None:
     result = subprocess.run([*prefix, str(root / "train_network.py"), *words], env=environment, capture_output=True,
                             text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_code_130_and_whole_files(talking: Path, weights: Path, tmp_path: Path, root: Path) -> None:
+    words = ["--dataset_config", str(talking), "--dit", str(weights / "wan2.1_t2v_tiny.safetensors"), "--output_dir",
+             str(tmp_path), "--max_train_steps", "100000", "--save_every_n_steps", "10", "--save_last_n_steps", "20"]
+    run_ = subprocess.Popen([sys.executable, str(root / "train_network.py"), *words], stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "lora-step00000020.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run_.send_signal(signal.SIGINT)
+    _, told = run_.communicate(timeout=60)
+    assert run_.returncode == 130, told[-2000:]
+    kept = sorted(tmp_path.glob("*.safetensors"))
+    assert kept and "interrupted after step" in told and str(kept[-1]) in told
+    assert all(load_file(path) for path in kept) and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.slow
