@@ -17,12 +17,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from tools.tiny.text import tokenizer_bytes  # noqa: E402
+
 SHARDS = 6
+_14B = {"dim": 5120, "ffn_dim": 13824, "layers": 40, "heads": 40, "out_channels": 16, "text_dim": 4096}
 SIZES = {
-    "t2v-1.3B": {"dim": 1536, "ffn_dim": 8960, "layers": 30, "heads": 12, "in_channels": 16, "out_channels": 16, "text_dim": 4096},
-    "t2v-14B": {"dim": 5120, "ffn_dim": 13824, "layers": 40, "heads": 40, "in_channels": 16, "out_channels": 16, "text_dim": 4096},
-    "i2v-14B": {"dim": 5120, "ffn_dim": 13824, "layers": 40, "heads": 40, "in_channels": 36, "out_channels": 16, "text_dim": 4096,
-                "has_image_branch": True, "image_dim": 1280},
+    "t2v-1.3B": {"dim": 1536, "ffn_dim": 8960, "layers": 30, "heads": 12, "in_channels": 16, "out_channels": 16,
+                 "text_dim": 4096},
+    "t2v-14B": {**_14B, "in_channels": 16},
+    "i2v-14B": {**_14B, "in_channels": 36, "has_image_branch": True, "image_dim": 1280},
 }
 
 
@@ -64,7 +67,8 @@ def write_dit(folder: Path, task: str, device: str) -> None:
     groups = list(parts(model, SHARDS))
     for number, shapes in enumerate(groups, 1):
         name = f"diffusion_pytorch_model-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_file({key: random_tensor(key, shape, torch.bfloat16, device) for key, shape in shapes.items()}, folder / name)
+        tensors = {key: random_tensor(key, shape, torch.bfloat16, device) for key, shape in shapes.items()}
+        save_file(tensors, folder / name)
         index |= dict.fromkeys(shapes, name)
         print(f"  {name}", flush=True)
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
@@ -74,6 +78,16 @@ def write_pth(path: Path, shapes: Mapping[str, torch.Size], dtype: torch.dtype, 
     """A plain state dict as torch.save writes it."""
     torch.save({key: random_tensor(key, shape, dtype, device) for key, shape in shapes.items()}, path)
     print(f"  {path.name}", flush=True)
+
+
+def vae_shapes() -> dict[str, torch.Size]:
+    """Official keys of Wan2.1_VAE.pth: 194 tensors, 126,892,531 numbers."""
+    from wan.modules.vae import Vae
+    from wan.modules.vae_coders import VaeShape
+
+    with torch.device("meta"):
+        model = Vae(VaeShape())
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def umt5_xxl_shapes() -> dict[str, torch.Size]:
@@ -109,7 +123,11 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     write_dit(arguments.out, arguments.task, device)
+    write_pth(arguments.out / "Wan2.1_VAE.pth", vae_shapes(), torch.float32, device)
     write_pth(arguments.out / "models_t5_umt5-xxl-enc-bf16.pth", umt5_xxl_shapes(), torch.bfloat16, device)
+    tokenizer = arguments.out / "google" / "umt5-xxl" / "spiece.model"
+    tokenizer.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.write_bytes(tokenizer_bytes())
     write_wav2vec(arguments.out / "wav2vec2-base-960h")
 
 

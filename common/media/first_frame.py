@@ -61,11 +61,11 @@ def first_frame(path: str | os.PathLike[str]) -> FirstFrame:
 
 def display_orientation(frame: Any) -> int:
     """EXIF number of the turn or mirroring that a frame's display matrix asks for (1 where it has none)."""
-    for side_data in frame.side_data:
-        if side_data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = np.frombuffer(bytes(side_data), np.int32)[:5].astype(float)
-            return max(_MATRICES, key=lambda number: float(np.dot(_MATRICES[number], (a, b, c, d))))
-    return 1
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 1
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
+    return max(_MATRICES, key=lambda number: float(np.dot(_MATRICES[number], (a, b, c, d))))
 
 
 def _notes(frame: Any, transfer: int, orientation: int, aspect: Fraction) -> tuple[str, ...]:
