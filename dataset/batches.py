@@ -1,6 +1,6 @@
 """Reads the cached features of a batch and lays them out as their contracts say."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 import os
@@ -60,33 +60,6 @@ def load_batch(plan: BatchPlan) -> LoadedBatch:
     batch = FeatureBatch(features=features, frames=first.span.frames, fps=first.item.fps, present=present)
     return LoadedBatch(latents, batch, plan.items, plan.positions, torch.tensor(plan.weights), plan.global_count,
                        plan.epoch, plan.index)
-
-
-def load_batches(plans: Sequence[BatchPlan] | Iterable[BatchPlan], workers: int = 0) -> Iterator[LoadedBatch]:
-    """Batches in the order of `plans`, read ahead by `workers` processes (0: in this one)."""
-    plans = list(plans)
-    if workers <= 0:
-        yield from map(load_batch, plans)
-        return
-    from torch.utils.data import DataLoader
-
-    # Workers are spawned: a fork after threads of torch have started can hang.
-    loader = DataLoader(_Plans(plans), batch_size=None, num_workers=min(workers, len(plans)), shuffle=False,
-                        multiprocessing_context="spawn", prefetch_factor=2)
-    yield from loader
-
-
-class _Plans(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """Plans as a dataset for worker processes."""
-
-    def __init__(self, plans: Sequence[BatchPlan]) -> None:
-        self._plans = plans
-
-    def __len__(self) -> int:
-        return len(self._plans)
-
-    def __getitem__(self, index: int) -> LoadedBatch:
-        return load_batch(self._plans[index])
 
 
 def _lay_out(spec: TensorSpec, column: Sequence[FeatureEntry], items: Sequence[TrainingItem]) -> Any:

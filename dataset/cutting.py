@@ -98,7 +98,7 @@ def _item(row: Row, section: Section, rules: Rules, known: Known) -> Item:
     contents = {file.key: cast(Facts, known[file.key]).content for role in ("control", "reference")
                 for file in row.sides.get(role, ())}
     return Item(
-        key=item_key(row.media.key, is_folder=row.media.path.is_dir()), name=row.media.key, where=row.where,
+        key=item_key(row.media.key), name=row.media.key, where=row.where,
         section=section.name, section_index=section.index, kind=entry.kind, media=row.media, content=facts.content,
         caption=row.caption, clock=rules.clock, picture_start_s=facts.start_s, spans=(),
         n_frames=facts.frames[rules.clock.name] if entry.kind == "video" else 1,

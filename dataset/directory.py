@@ -10,7 +10,7 @@ from common.errors import nearest
 from common.media.image import IMAGE_SUFFIXES
 from common.media.sound import SOUND_SUFFIXES
 from common.media.video import VIDEO_SUFFIXES
-from dataset.places import Places
+from dataset.places import Places, source_stem
 from dataset.rows import FileRef, Row, RowList, remembered_rows
 from dataset.schema import Entry
 
@@ -85,8 +85,7 @@ def _from_index(entry: Entry, places: Places, found: RowList) -> RowList:
 
 
 def _caption_path(entry: Entry, media: Path) -> Path:
-    stem = media.name if media.is_dir() else media.stem
-    return media.with_name(stem + entry.caption_extension)
+    return media.with_name(source_stem(media.name) + entry.caption_extension)
 
 
 def _caption(entry: Entry, media: Path, found: RowList) -> str | None:
@@ -120,7 +119,7 @@ def _listing(folder: Path | None) -> Listing:
 
 
 def _side(role: str, media: Path, kind: str, folder: Path | None, listing: Listing, found: RowList) -> FileRef | None:
-    stem = _normal(media.name if media.is_dir() else media.stem)
+    stem = _normal(source_stem(media.name))
     if role == "audio":
         matches = [path for path in listing.get(stem, []) if path.suffix.lower() in SOUND_SUFFIXES | VIDEO_SUFFIXES]
     elif kind == "image":

@@ -9,6 +9,7 @@ from typing import Literal
 import xxhash
 
 from common.fingerprint import text_hash
+from dataset.places import source_stem
 from dataset.rows import FileRef
 from dataset.schema import AudioShort, ReferenceRule
 from dataset.sources import Clock
@@ -115,13 +116,11 @@ class Item:
         return frame if frame < span.start else frame + span.frames
 
 
-def item_key(relative: str, *, is_folder: bool = False) -> str:
+def item_key(relative: str) -> str:
     """``{stem}-{8 hex of the relative path}``, safe as a file name everywhere and short enough to be extended.
 
     Equal stems in two folders, or with two endings, get different keys. The name is never taken apart again.
     """
-    name = relative.rsplit("/", 1)[-1]
-    stem = name if is_folder else name.rsplit(".", 1)[0] or name
-    stem = _UNSAFE.sub("_", stem).strip(" ") or "_"
+    stem = _UNSAFE.sub("_", source_stem(relative.rsplit("/", 1)[-1])).strip(" ") or "_"
     short = stem.encode()[:_STEM_BYTES].decode("utf-8", "ignore")
     return f"{short}-{xxhash.xxh3_64_hexdigest(relative.encode())[:8]}"

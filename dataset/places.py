@@ -7,6 +7,8 @@ from pathlib import Path
 import unicodedata
 
 from common.errors import nearest
+from common.media.image import IMAGE_SUFFIXES
+from common.media.video import VIDEO_SUFFIXES
 from dataset.index import INDEX_NAME, CacheIndex
 from dataset.schema import SOURCE_KEYS, Entry, VideoEntry
 
@@ -71,6 +73,12 @@ def relative_key(written: str, base: Path) -> str:
     if path.is_absolute() and path.resolve().is_relative_to(base.resolve()):
         path = path.resolve().relative_to(base.resolve())
     return unicodedata.normalize("NFC", Path(os.path.normpath(path)).as_posix())
+
+
+def source_stem(name: str) -> str:
+    """Name without the ending of a picture or video; that of a folder is left whole. The file need not be there."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if stem and dot + ending.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES else name
 
 
 def find_file(written: str, bases: Iterable[Path]) -> Path | None:

@@ -17,7 +17,7 @@ def test_key_is_stem_and_eight_digits_of_the_relative_path() -> None:
     assert item_key("sub/clip one.v2.mp4").startswith("clip one.v2-")
     assert len(item_key("clip.mp4").removeprefix("clip-")) == 8
     assert item_key("clip.mp4") == item_key("clip.mp4")
-    assert item_key("walk.v2", is_folder=True).startswith("walk.v2-")
+    assert item_key("walk.v2").startswith("walk.v2-")
 
 
 @given(st.text(alphabet=st.characters(blacklist_characters="/\\\0", blacklist_categories=["Cs"]), min_size=1,

@@ -24,6 +24,7 @@ from tests.dataset.toys import (
     ToyReference,
     ToyText,
     cache,
+    make_picture,
     make_sound,
     opened,
     write_dataset,
@@ -337,3 +338,14 @@ def test_state_tells_the_field_in_words() -> None:
     assert state.reason == "the caption differs (caption: 01234567…, now ffffffff…)"
     assert EntryState("stale", "option.dtype", "float32", "bfloat16").reason == (
         "the encoder's option 'dtype' differs (option.dtype: float32, now bfloat16)")
+
+
+def test_absent_folder_of_pictures_keeps_its_key_and_caption(tmp_path: Path, weights: Path) -> None:
+    for number in range(3):
+        make_picture(tmp_path / "clips" / "walk.v2" / f"{number}.png", seed=number, caption=None)
+    (tmp_path / "clips" / "walk.v2.txt").write_text("a walk")
+    toml = write_dataset(tmp_path, '[[datasets]]\nvideo_directory = "{d}/clips"\nresolution = [48, 32]\n')
+    cache(opened(toml), [ToyLatents(weights), ToyText(weights)])
+    shutil.rmtree(tmp_path / "clips" / "walk.v2")
+    jobs = [FeatureJob.of(ToyLatents(weights)), FeatureJob.of(ToyText(weights))]
+    assert [entry.state.kind for entry in work_list(opened(toml), jobs)] == ["unchecked", "fresh"]
