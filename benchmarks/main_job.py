@@ -2,8 +2,8 @@
 
     python -m benchmarks.main_job WORK_DIR --clip talking.mp4 --face face.jpg --speech speech.wav --result FILE.md
 
-Writes random weights into WORK_DIR/weights first (about 41 GB, `benchmarks.random_weights`), then runs the very commands
-that a user runs and takes their own figures from what they print.
+Writes random weights into WORK_DIR/weights first (about 41 GB, `benchmarks.random_weights`), then runs the very
+commands that a user runs and takes their own figures from what they print.
 """
 
 import argparse
@@ -25,7 +25,8 @@ def run(title: str, command: list[str], rows: list[tuple[str, str, str]]) -> Non
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     seconds = time.monotonic() - started
     print(result.stdout[-4000:], flush=True)
-    rows.append((title, f"{seconds:.1f}", "; ".join(re.findall(r"\[time\] (.*)", result.stdout))))
+    figures = re.findall(r"^.* GiB on cuda.*$|^loaded .*$", result.stdout, re.MULTILINE)
+    rows.append((title, f"{seconds:.1f}", "; ".join(figures)))
     if result.returncode:
         sys.exit(f"{title}: exit code {result.returncode}")
 
@@ -76,7 +77,8 @@ def main() -> None:
         str(work / "bf16" / "bf16.safetensors"), "--prompt", arguments.caption, "--image_path", str(arguments.face),
         "--audio", str(arguments.speech), "--video_size", "480", "832", "--video_length", "81", "--infer_steps", "4",
         "--max_tokens", "33000", "--seed", "1", "--save_path", str(work / "talking.mp4")], rows)
-    table = "| part | wall s | figures printed |\n|---|---|---|\n" + "".join(f"| {a} | {b} | {c} |\n" for a, b, c in rows)
+    lines = [("part", "wall s", "figures printed"), ("---", "---", "---"), *rows]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     print("\n" + table)
     if arguments.result:
         arguments.result.write_text(table)
