@@ -203,9 +203,10 @@ def _tell_length(loop: Loop, config: TrainConfig, batches: EpochBatches) -> None
     idle = unread_settings(timestep_settings(config))
     if idle:
         log.warning("--%s has no effect with --timestep_sampling %s", ", --".join(idle), config.noise.timestep_sampling)
-    log.info("%d clips, %d samples and %d batches an epoch; %d steps in %d epochs, %d batch(es) of each of %d "
-             "process(es) a step", len(batches.clips), batches.samples_per_epoch, batches.per_epoch, loop.total_steps,
-             loop.total_epochs, config.length.gradient_accumulation_steps, batches.processes.count)
+    accumulation, processes = config.length.gradient_accumulation_steps, batches.processes.count
+    log.info("clips: %d; an epoch: %d samples, batches of each process: %d; steps: %d, epochs: %d, batches a step: %d "
+             "(accumulation %d x processes %d)", len(batches.clips), batches.samples_per_epoch, batches.per_epoch,
+             loop.total_steps, loop.total_epochs, accumulation * processes, accumulation, processes)
 
 
 def _size_facts(network: LoraNetwork) -> dict[str, Any]:

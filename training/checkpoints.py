@@ -44,11 +44,15 @@ class Checkpoints(Callback):
 
     def __init__(self, plan: CheckpointPlan, write: Callable[[Path, RunState], None]) -> None:
         self.plan = plan
-        self.kept: list[Path] = []
-        """Files of this run that are on disk, oldest first."""
         self._write = write
+        self._paths: list[Path] = []
         self._steps: dict[int, Path] = {}
         self._epochs: dict[int, Path] = {}
+
+    @property
+    def kept(self) -> list[Path]:
+        """Files of this run that are on disk, oldest first."""
+        return [path for path in self._paths if path.exists()]
 
     def on_step(self, run: Run, report: StepReport) -> None:
         """Write every `every_steps` steps."""
@@ -76,24 +80,22 @@ class Checkpoints(Callback):
             return
         if not run.processes.is_main:
             return
-        if self.kept:
-            log.warning("%s after step %d; kept: %s", outcome.value, run.state.step, ", ".join(map(str, self.kept)))
+        if kept := self.kept:
+            log.warning("%s after step %d; kept: %s", outcome.value, run.state.step, ", ".join(map(str, kept)))
         else:
             log.warning("%s after step %d; no checkpoint was due before it, so nothing is kept "
                         "(--save_every_n_steps sets how often)", outcome.value, run.state.step)
 
     def _save(self, run: Run, path: Path) -> None:
         if run.processes.is_main:
+            # Noted before it is there, because Ctrl-C may come between the rename and the next line.
+            self._paths.append(path)
             self._write(path, run.state)
-            self.kept.append(path)
         run.saved(path)
 
     def _forget(self, files: dict[int, Path], *, oldest_kept: int, newest: int) -> None:
         for count in [count for count in files if count < oldest_kept and count != newest]:
-            path = files.pop(count)
-            path.unlink(missing_ok=True)
-            if path in self.kept:
-                self.kept.remove(path)
+            files.pop(count).unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:
