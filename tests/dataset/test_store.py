@@ -349,3 +349,36 @@ def test_absent_folder_of_pictures_keeps_its_key_and_caption(tmp_path: Path, wei
     shutil.rmtree(tmp_path / "clips" / "walk.v2")
     jobs = [FeatureJob.of(ToyLatents(weights)), FeatureJob.of(ToyText(weights))]
     assert [entry.state.kind for entry in work_list(opened(toml), jobs)] == ["unchecked", "fresh"]
+
+
+def test_absent_side_folders_are_taken_from_the_cache(tmp_path: Path, make_video: MakeVideo, weights: Path) -> None:
+    make_video(tmp_path / "clips" / "a.mp4", frames=25)
+    make_video(tmp_path / "poses" / "a.mov", frames=25, seed=5, caption=None)
+    make_sound(tmp_path / "sound" / "a.wav", 1.0)
+    toml = write_dataset(tmp_path, '[[datasets]]\nvideo_directory = "{d}/clips"\ncontrol_directory = "{d}/poses"\n'
+                                   'audio_directory = "{d}/sound"\ncache_directory = "{d}/cache"\n'
+                                   'resolution = [48, 32]\n')
+    encoders = [ToyLatents(weights), ToyControl(weights), ToyAudio(weights)]
+    cache(opened(toml), encoders)
+    shutil.rmtree(tmp_path / "poses")
+    shutil.rmtree(tmp_path / "sound")
+    jobs = [FeatureJob.of(encoder) for encoder in encoders]
+    assert {entry.state.kind for entry in work_list(opened(toml), jobs)} == {"unchecked"}
+    shutil.rmtree(tmp_path / "clips")
+    assert {entry.state.kind for entry in work_list(opened(toml), jobs)} == {"unchecked"}
+
+
+def test_list_without_its_media_is_taken_from_the_cache(tmp_path: Path, make_video: MakeVideo, weights: Path) -> None:
+    make_video(tmp_path / "v" / "a.mp4", frames=25)
+    make_sound(tmp_path / "v" / "a.wav", 1.0)
+    make_picture(tmp_path / "v" / "face.png", caption=None)
+    (tmp_path / "train.txt").write_text("A man speaks.@@v/face.png@@v/a.wav@@v/a.mp4\n")
+    toml = write_dataset(tmp_path, '[[datasets]]\nmanifest_file = "{d}/train.txt"\ncache_directory = "{d}/cache"\n'
+                                   'resolution = [48, 32]\n')
+    encoders = [ToyLatents(weights), ToyReference(weights), ToyAudio(weights), ToyText(weights)]
+    assert len(cache(opened(toml), encoders)) == 4
+    shutil.rmtree(tmp_path / "v")
+    jobs = [FeatureJob.of(encoder) for encoder in encoders]
+    assert [entry.state.kind for entry in work_list(opened(toml), jobs)] == ["unchecked"] * 3 + ["fresh"]
+    (tmp_path / "train.txt").write_text("A man sings.@@v/face.png@@v/a.wav@@v/a.mp4\n")
+    assert [entry.state.field for entry in work_list(opened(toml), jobs)][3] == "caption"
