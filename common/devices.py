@@ -34,6 +34,7 @@ class Meter:
         self.device = device
         self.started = time.monotonic()
         if device.startswith("cuda"):
+            torch.cuda.init()
             torch.cuda.reset_peak_memory_stats(device)
 
     def line(self) -> str:
