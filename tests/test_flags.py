@@ -14,7 +14,8 @@ from training.config import TIMESTEP_RULES, WEIGHTINGS
 VALUES: dict[str, list[str]] = {
     "task": ["t2v-14B"], "mixed_precision": ["bf16"], "network_args": ["rank_dropout=0.1"],
     "optimizer_args": ["weight_decay=0.01"], "lr_scheduler_args": ["T_max=3"], "network_module": ["networks.lora_wan"],
-    "max_timestep": ["900"], "min_timestep": ["100"], "output_name": ["mine"], "metadata_reso": ["832,480"], "attn_mode": ["sdpa"],
+    "max_timestep": ["900"], "min_timestep": ["100"], "output_name": ["mine"],
+    "metadata_reso": ["832,480"], "attn_mode": ["sdpa"],
     "network_dropout": ["0.1"], "num_timestep_buckets": ["4"], "save_path": ["out.mp4"], "video_length": ["81"],
 }
 """Values for flags whose type alone does not give a good one."""

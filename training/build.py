@@ -23,7 +23,7 @@ from training.config import OptimiserSection, TrainConfig
 from training.job import JobSettings, VideoJob
 from training.launch import base_dtype, make_accelerator, processes_of, set_up_torch, with_seed
 from training.loop import Loop, LoopSettings
-from training.optimizers import build_optimizer
+from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import network_writer
 from training.parallel import Processes
 from training.preflight import Plan, timestep_settings
@@ -87,6 +87,8 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
     optimiser = config.optimiser
     optimizer = build_optimizer(optimiser.optimizer_type, network.parameter_groups(optimiser.learning_rate),
                                 learning_rate=optimiser.learning_rate, arguments=optimiser.optimizer_args)
+    if is_schedule_free(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
     scheduler = (build_custom_scheduler(optimizer, optimiser.lr_scheduler_type, optimiser.lr_scheduler_args)
                  if optimiser.lr_scheduler_type else build_scheduler(optimizer, schedule))
     settings = loop_settings(config)

@@ -318,8 +318,8 @@ def test_two_processes_learn_what_one_learns_with_their_batch(talking: Path, wei
     two = settings(talking, weights, tmp_path / "two", **more)
     (tmp_path / "two.toml").write_text(to_toml(two), encoding="utf-8")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(root / "train_network.py"), "--config_file",
-               str(tmp_path / "two.toml")]
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+               str(root / "train_network.py"), "--config_file", str(tmp_path / "two.toml")]
     result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
                             check=False, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
