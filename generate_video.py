@@ -1,8 +1,8 @@
 """Generate video from a prompt, pictures and a sound."""
 
-from common.config import parse, to_toml
+from common.config import parse
 from common.errors import run
-from common.logs import get_logger, setup_logging
+from common.logs import setup_logging
 from inference.foreign import FOREIGN
 from inference.request import GenerationRequest
 
@@ -30,10 +30,9 @@ exit code: 0 all done, 1 something failed (the list is the last thing that is sh
 
 
 def main() -> int:
-    """Parse, show the settings, generate."""
+    """Parse, then generate; the settings with their defaults filled in are shown before any model is loaded."""
     setup_logging()
     request = parse(GenerationRequest, prog="generate_video.py", description=__doc__, epilog=EXAMPLES, foreign=FOREIGN)
-    get_logger("generate_video").info("%s", to_toml(request))
     from inference.command import run_request
 
     return run_request(request)

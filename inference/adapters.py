@@ -5,11 +5,14 @@ from dataclasses import dataclass, field, replace
 import re
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from common.errors import ConfigError, NetworkFileError
 from common.logs import get_logger
 from inference.request import GenerationRequest
 from networks.condition_weights import load_conditions, recorded_conditions, split_by_condition
 from networks.formats import LoraFile, read_lora
+from networks.merge import LoraMerge
 from networks.metadata import Origin
 from networks.names import kohya_name, spellings
 from wan.conditions.base import Condition
@@ -17,7 +20,6 @@ from wan.conditions.registry import build_condition, find_condition
 from wan.variants import Variant
 
 if TYPE_CHECKING:
-    from networks.merge import LoraMerge
     from wan.modules.dit import WanDiT
 
 log = get_logger(__name__)
@@ -108,14 +110,15 @@ def _selected(file: LoraFile, paths: list[str], request: GenerationRequest) -> L
     return replace(file, entries=entries)
 
 
-def merge_of(adapters: Adapters, names: Iterable[str]) -> "LoraMerge":
-    """Transform that merges the files while the base is read; NetworkFileError at once for one that does not fit."""
-    from networks.merge import LoraMerge
+def refuse_misfits(adapters: Adapters, empties: Mapping[str, Tensor]) -> None:
+    """NetworkFileError for a file that does not fit the base, whose parameters `empties` may lie on the meta device.
 
+    Merging on to empty tensors computes shapes and nothing else.
+    """
     merge = LoraMerge(adapters.files)
-    for report in merge.check(names):
-        log.info("%s", report.text())
-    return merge
+    for name, empty in empties.items():
+        merge(name, empty)
+    merge.reports()
 
 
 def attach_to(dit: "WanDiT", adapters: Adapters) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from common.config import to_toml
 from common.errors import ConfigError, UserError
 from common.logs import get_logger
 from inference.denoise import Watch
@@ -51,7 +52,9 @@ def generate_many(entries: Sequence[PromptEntry], *, watch: Watch | None = None
             if entry.request is None:
                 raise ConfigError(entry.problem)
             pipeline = pipeline or load_pipeline(entry.request)
-            plans.append((entry.where, pipeline.plan(entry.request)))
+            plan = pipeline.plan(entry.request)
+            log.info("%s", to_toml(plan.request) if len(entries) == 1 else f"{entry.where}: {plan.summary}")
+            plans.append((entry.where, plan))
         except UserError as error:
             yield Failure(entry.where, error)
             if pipeline is None and entry.request is not None:

@@ -1,5 +1,7 @@
 """What generate_video.py does with its settings."""
 
+from common.config import to_toml
+from common.devices import Meter, pick_device
 from common.errors import ConfigError
 from common.logs import get_logger
 from inference.batch import Failure, generate_many
@@ -23,8 +25,10 @@ def run_request(request: GenerationRequest) -> int:
     entries = [PromptEntry("prompt", request)]
     if request.from_file is not None:
         entries = read_prompts(request.from_file, request)
+        log.info("%s", to_toml(request))
     check_save_path(request, len(entries))
     failures = []
+    meter = Meter(pick_device(request.device))
     for outcome in generate_many(entries):
         if not isinstance(outcome, Failure):
             log.info("wrote %s", outcome.path)
@@ -32,6 +36,7 @@ def run_request(request: GenerationRequest) -> int:
             raise outcome.error
         else:
             failures.append(outcome)
+    log.info("%s", meter.line())
     for failure in failures:
         log.error("failed: %s: %s", failure.where, failure.error)
     if failures:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from common.errors import ConfigError, WeightsError, raise_all
-from inference.adapters import Adapters, merge_of, read_adapters
+from inference.adapters import Adapters, read_adapters, refuse_misfits
 from inference.request import GenerationRequest
 from wan.memory.fp8 import FP8_DTYPES
 from wan.modules.dit import WanDiT
@@ -72,10 +72,10 @@ def inspect_models(request: GenerationRequest) -> ModelFiles:
         check_task(request.task, found.variant, request.dit)
     task = find_task(request.task) if request.task is not None else guess_task(found.variant, request.dit)
     with torch.device("meta"):
-        names = list(WanDiT(found.variant).state_dict())
-    adapters = read_adapters(request, dict.fromkeys(name.rpartition(".")[0] for name in names))
-    if adapters.files:
-        merge_of(adapters, names)
+        empties = WanDiT(found.variant).state_dict()
+    adapters = read_adapters(request, dict.fromkeys(name.rpartition(".")[0] for name in empties))
+    refuse_misfits(adapters, empties)
+    adapters.build_conditions(found.variant)
     return ModelFiles(request.dit, request.vae, request.t5, request.tokenizer, request.clip, request.wav2vec,
                       found.variant, task, stored, adapters)
 

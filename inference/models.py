@@ -10,9 +10,10 @@ import torch
 from common.devices import free_memory, pick_device
 from common.dtypes import dtype_name, parse_dtype
 from common.logs import get_logger
-from inference.adapters import attach_to, merge_of
+from inference.adapters import attach_to
 from inference.model_files import ModelFiles
 from inference.request import GenerationRequest
+from networks.merge import LoraMerge
 import wan
 from wan.conditions.base import Condition
 from wan.memory.fp8 import Fp8Settings
@@ -87,12 +88,11 @@ class Models:
 
     def _load_dit(self) -> WanDiT:
         files, request = self.files, self.request
-        merged = files.adapters.files and not request.lora_attach
-        with torch.device("meta"):
-            names = list(WanDiT(files.variant).state_dict()) if merged else []
-        transform = merge_of(files.adapters, names) if merged else None
+        merge = LoraMerge(files.adapters.files) if files.adapters.files and not request.lora_attach else None
         fp8 = fp8_settings(request, is_stored_in_fp8=files.is_stored_in_fp8)
-        dit = wan.load_dit(files.dit, dtype=self.dit_dtype, device=self.device, transform=transform, fp8=fp8)
+        dit = wan.load_dit(files.dit, dtype=self.dit_dtype, device=self.device, transform=merge, fp8=fp8)
+        for report in merge.reports() if merge else ():
+            log.info("%s", report.text())
         dit.set_attention(ATTENTION.get(request.attn_mode, request.attn_mode))
         if files.adapters.files and request.lora_attach:
             attach_to(dit, files.adapters)

@@ -25,8 +25,10 @@ from inference.model_files import ModelFiles, inspect_models
 from inference.models import Models
 from inference.outputs import write_result
 from inference.plan import Plan, make_plan
+from inference.provenance import note_other_encoder
 from inference.record import make_record
 from inference.request import GenerationRequest
+from wan.encoders.base import Encoder
 from wan.encoders.registry import FEATURES
 from wan.modules.vae import Vae
 
@@ -84,6 +86,7 @@ class Pipeline:
     def __init__(self, files: ModelFiles, models: Models) -> None:
         self.files = files
         self.models = models
+        self._compared: set[str] = set()
 
     def plan(self, request: GenerationRequest) -> Plan:
         """Check a request and fill in its defaults; no model is loaded."""
@@ -112,7 +115,7 @@ class Pipeline:
                 if name not in plan.features or number in errors:
                     continue
                 try:
-                    features[number][name] = self._encode(name, plan)
+                    features[number][name] = self._encoder(name, plan).encode(media_for(name, plan))
                 except MediaError as error:
                     errors[number] = error
             if free and FEATURES[name].model != "vae":
@@ -121,12 +124,16 @@ class Pipeline:
                                                texts.get(plan.negative_prompt, texts[plan.prompt]))
                 for number, plan in enumerate(plans)]
 
-    def _encode(self, name: str, plan: Plan) -> dict[str, Tensor]:
+    def _encoder(self, name: str, plan: Plan) -> Encoder:
         kind = FEATURES[name].model
-        return make_encoder(name, self.models.get(kind), self.models.path(kind), plan).encode(media_for(name, plan))
+        encoder = make_encoder(name, self.models.get(kind), self.models.path(kind), plan)
+        if name not in self._compared:
+            self._compared.add(name)
+            note_other_encoder(self.files.adapters, encoder)
+        return encoder
 
     def _texts(self, plans: Sequence[Plan]) -> dict[str, Tensor]:
-        encoder = make_encoder("text", self.models.get("text_encoder"), self.models.path("text_encoder"), plans[0])
+        encoder = self._encoder("text", plans[0])
         return {text: encoder.encode(Media(n_frames=1, fps=1.0, caption=text))["hidden"] for text in texts_of(plans)}
 
     @torch.no_grad()

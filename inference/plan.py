@@ -6,7 +6,7 @@ import secrets
 from common.errors import ConfigError, raise_all
 from common.logs import get_logger
 from common.media.sound import Sound
-from common.timebase import latent_frame_count
+from common.timebase import floor_frame_count, latent_frame_count
 from inference.denoise import Sampling
 from inference.model_files import ModelFiles
 from inference.request import GenerationRequest
@@ -75,6 +75,13 @@ class Plan:
         return latent_frame_count(self.length.frames), self.size[1] // 8, self.size[0] // 8
 
     @property
+    def summary(self) -> str:
+        """One line for a list of prompts."""
+        sound = "" if self.scene.sound is None else f", {self.scene.sound.duration_s:.2f} s of sound"
+        return (f"{self.size[0]}x{self.size[1]}, {self.shown_frames} frames at {self.fps:g} fps{sound}, "
+                f"{self.sampling.steps} steps, seed {self.seed}: {self.prompt}")
+
+    @property
     def starts_from_picture(self) -> bool:
         """Whether the first latent frame is given: the picture itself, for conditions that read it as reference."""
         return "reference_latents" in self.features
@@ -114,6 +121,8 @@ def make_plan(request: GenerationRequest, files: ModelFiles) -> Plan:
                          sound_s=None if scene.sound is None else scene.sound.duration_s + request.audio_lead)
     if scene.sound is not None and (problem := longest_problem(length, fps, request.max_tokens, size)):
         raise ConfigError(f"--audio {request.audio}: {problem}")
+    if request.control_path is not None:
+        _refuse_short_control(request, fps, length.frames)
     if request.trim_tail_frames >= length.shown:
         raise ConfigError(f"--trim_tail_frames {request.trim_tail_frames} leaves nothing of {length.shown} frames.")
     if adapters.fps and fps != adapters.fps:
@@ -121,6 +130,17 @@ def make_plan(request: GenerationRequest, files: ModelFiles) -> Plan:
     filled = _filled(request, files, size).model_copy(update={"fps": fps})
     return Plan(request=filled, scene=scene, size=size, length=length, picture_mode=mode,
                 features=_features(request, files))
+
+
+def _refuse_short_control(request: GenerationRequest, fps: float, frames: int) -> None:
+    from common.media.video import count_frames
+
+    assert request.control_path is not None
+    available = count_frames(request.control_path, fps)
+    if available < frames:
+        fits = f"Ask for --video_length {floor_frame_count(available)}" if available else "Give another one"
+        raise ConfigError(f"--control_path {request.control_path}: has {available} frames at {fps:g} fps, and {frames} "
+                          f"are to be made. {fits}.")
 
 
 def _filled(request: GenerationRequest, files: ModelFiles, size: tuple[int, int]) -> GenerationRequest:
