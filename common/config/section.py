@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 import types
 from typing import Any, Literal, Self, Union, get_args, get_origin
 
@@ -34,9 +35,12 @@ class Section(pydantic.BaseModel):
 
     @pydantic.field_validator("*")
     @classmethod
-    def _refuse_other_choices(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+    def _refuse_other_choices_and_broken_paths(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         choices: list[Any] | None = _extra(cls.model_fields[info.field_name or ""], "choices")
         for one in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(one, Path) and any(letter < " " for letter in str(one)):
+                raise ValueError(f"the path {str(one)!r} holds a control character; in TOML write a Windows path in "
+                                 "single quotes ('C:\\new\\train') or with forward slashes")
             if choices and one is not None and one not in choices:
                 raise ValueError(not_a_choice(one, choices))
         return value

@@ -139,6 +139,12 @@ def test_faults_of_a_settings_file_name_file_line_and_key(tmp_path: Path) -> Non
     assert "no such file" in problem("--config_file", str(tmp_path / "absent.toml"), "--dit", "x")
 
 
+def test_a_windows_path_that_toml_took_apart_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('dit = "C:\\new\\train.safetensors"\n', encoding="utf-8")
+    assert "holds a control character" in problem("--config_file", str(file))
+
+
 def test_printed_settings_reproduce_the_run(tmp_path: Path) -> None:
     settings = read("--dit", 'C:\\data\\"x" é\x7f.pth', "--seed", "5", "--lr_warmup_steps", "10%",
                     "--network_args", "a=b c", "--no_shuffle", "--wandb_api_key", "hidden", "--video_size", "1", "2")
