@@ -108,8 +108,9 @@ def _general(table: Any, reading: _Reading) -> dict[str, Any]:
         reading.problems.append(f"{reading.where('general', key)}: [general] {key}: this key belongs into each "
                                 "[[datasets]] entry. Move it there.")
         own.pop(key)
-    _validate(GeneralKeys, own, {}, ("general",), reading)
-    return own
+    # What is wrong here is told here; the entries are looked at without it.
+    _, wrong = _validate(GeneralKeys, own, {}, ("general",), reading)
+    return {key: value for key, value in own.items() if key not in wrong}
 
 
 def _section(index: int, table: Any, general: Mapping[str, Any], reading: _Reading) -> Section | None:
@@ -122,7 +123,7 @@ def _section(index: int, table: Any, general: Mapping[str, Any], reading: _Readi
     if model is None:
         return None
     inherited = {key: value for key, value in general.items() if key in model.model_fields and key not in table}
-    entry = _validate(model, table, inherited, where, reading)
+    entry, _ = _validate(model, table, inherited, where, reading)
     if entry is None:
         return None
     _check_entry(entry, where, reading)
@@ -168,20 +169,21 @@ def _model_of(table: Mapping[str, Any], where: tuple[str | int, ...], reading: _
 
 
 def _validate(model: type[SharedKeys], own: Mapping[str, Any], inherited: Mapping[str, Any],
-              where: tuple[str | int, ...], reading: _Reading) -> Any:
+              where: tuple[str | int, ...], reading: _Reading) -> tuple[Any, set[str]]:
+    """The checked section (None when something is wrong) and the keys that are wrong."""
     try:
-        return model.model_validate({**inherited, **own})
+        return model.model_validate({**inherited, **own}), set()
     except pydantic.ValidationError as error:
-        told: set[str] = set()
+        wrong: set[str] = set()
         for fault in error.errors():
             key = str(fault["loc"][0]) if fault["loc"] else ""
-            # A fault in [general] is told there once, and a list of faults in one value is told by its first.
-            if key in told or (key in inherited and key not in own):
+            # Several faults in one value are told by the first.
+            if key in wrong:
                 continue
-            told.add(key)
+            wrong.add(key)
             sentence = _sentence(model, key, fault, own)
             reading.problems.append(f"{reading.where(*where, key)}: {_title(where)} {sentence}")
-        return None
+        return None, wrong
 
 
 def _sentence(model: type[SharedKeys], key: str, fault: Any, own: Mapping[str, Any]) -> str:

@@ -83,8 +83,12 @@ def _open_section(section: Section, outcome: Outcome, multiple: int, audio_short
     entry = section.entry
     rows = [_with_sound_choice(row, section) for row in section.rows]
     buckets = Buckets(entry.resolution, entry.enable_bucket, entry.bucket_no_upscale, multiple)
-    if not entry.enable_bucket and buckets.sizes[0] != entry.resolution:
-        (width, height), (w, h) = entry.resolution, buckets.sizes[0]
+    (width, height), (w, h) = entry.resolution, buckets.sizes[0] if buckets.sizes else (0, 0)
+    if not (w and h):
+        outcome.problems.append(f"'{section.name}': resolution {width}x{height} is too small for multiples of "
+                                f"{multiple}.")
+        return
+    if not entry.enable_bucket and (w, h) != (width, height):
         outcome.notes.append(f"'{section.name}': resolution {width}x{height} becomes {w}x{h}, multiples of {multiple}.")
     clock = _clock(section, rows, outcome)
     known = look_up(_inquiries(section, rows, clock), section.places.cache)

@@ -58,7 +58,11 @@ class CacheStore:
         own = span if "span" in job.spec.keyed_by else None
         job.spec.check(tensors, item.name, self.dataset.sizes(item, own))
         path = self.entry_path(item, span, job.spec)
-        save_tensors(path, tensors, self.expected(item, span, job))
+        try:
+            save_tensors(path, tensors, self.expected(item, span, job))
+        except PermissionError as error:
+            raise CacheError(f"{path.parent}: cannot be written ({error.strerror}). Mend its rights, or name another "
+                             "cache_directory.") from error
         return path
 
     def read(self, item: Item, span: Span | None, spec: FeatureSpec) -> tuple[dict[str, Tensor], dict[str, str]]:

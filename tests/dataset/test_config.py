@@ -116,6 +116,20 @@ resolutio = 5
     assert "unknown key 'resolutio'" in told
 
 
+def test_wrong_value_in_general_is_told_once_and_hides_nothing_else(folder: Path) -> None:
+    (folder / "clips" / "a.txt").unlink()
+    told = problems_of(write_dataset(folder, """
+[general]
+batch_size = 0
+[[datasets]]
+video_directory = "{d}/clips"
+[[datasets]]
+image_directory = "{d}/pictures"
+"""))
+    assert told.count("batch_size") == 1
+    assert "no caption: a.txt is missing" in told
+
+
 @pytest.mark.parametrize(("line", "expected"), [
     ('video_directory = "C:\\data"', "single quotes"),
     ('video_directory = "C:\\new\\train"', "control character"),

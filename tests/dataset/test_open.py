@@ -162,3 +162,11 @@ def test_sources_are_required_when_asked(tmp_path: Path, make_video: MakeVideo) 
     assert not opened(toml).items[0].is_checked
     with pytest.raises(ConfigError, match="the sources are required"):
         opened(toml, require_media=True)
+
+
+@pytest.mark.parametrize("bucket", ["true", "false"])
+def test_resolution_below_the_multiple_is_told(tmp_path: Path, make_video: MakeVideo, bucket: str) -> None:
+    make_video(tmp_path / "clips" / "a.mp4")
+    toml = write_dataset(tmp_path, BASE.replace("[48, 32]", "[24, 24]") + f"enable_bucket = {bucket}\n")
+    with pytest.raises(ConfigError, match="resolution 24x24 is too small for multiples of 32"):
+        opened(toml, variant_multiple=32)
