@@ -61,7 +61,7 @@ def _need(path: str | os.PathLike[str], frame: Any, scan: Scan, stamp: int) -> A
 
 def _frames_from(path: str | os.PathLike[str], scan: Scan, first: int) -> Iterator[tuple[int, Any]]:
     """(pts, frame) in order, from a picture at or before `first`; falls back to the file's beginning."""
-    keys = [key for key in scan.timeline.keys if key[0] <= first]
+    keys = [key for key in scan.timeline.keys if key[0] <= first] if scan.timeline.is_seekable else []
     if keys and keys[-1] != scan.timeline.keys[0]:
         frames = _decoded(path, scan, first, keys[-1][1])
         try:
@@ -82,13 +82,16 @@ def _decoded(path: str | os.PathLike[str], scan: Scan, first: int, seek_dts: int
     with open_media(path) as container:
         stream = picture_stream(container)
         stream.thread_type = "AUTO"
-        # Without this, decoders paint over damage and say nothing.
-        stream.codec_context.options = {"err_detect": "explode"}
+        # Without this, decoders paint over damage and say nothing. HEVC says little even so, unless it carries hashes.
+        stream.codec_context.options = {"err_detect": "crccheck+explode"}
         if seek_dts is not None:
             container.seek(seek_dts, stream=stream, backward=True)
         count = 0
+        is_started = not scan.timeline.keys
         for packet in container.demux(stream):
-            if packet.is_corrupt:
+            # What stands before the first key frame (a file cut out of a longer one) cannot be decoded.
+            is_started = is_started or packet.is_keyframe
+            if packet.is_corrupt or not is_started:
                 continue
             for frame in packet.decode():
                 pts = count if scan.timeline.untimed else frame.pts

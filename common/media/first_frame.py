@@ -21,8 +21,12 @@ _NEARLY_SQUARE = 0.01
 
 @dataclass(frozen=True)
 class FirstFrame:
-    """`width`, `height` as stored; `orientation` in EXIF's numbers; `pixel_aspect` width over height of one pixel."""
+    """`width`, `height` as stored; `orientation` in EXIF's numbers; `pixel_aspect` width over height of one pixel.
 
+    `pts`: its time stamp; packets before it (a file cut out of a longer one between two key frames) show nothing.
+    """
+
+    pts: int | None
     width: int
     height: int
     orientation: int
@@ -48,7 +52,7 @@ def first_frame(path: str | os.PathLike[str]) -> FirstFrame:
     """Decode the first shown picture of a video file and tell its shape. MediaError where none can be decoded."""
     with open_media(path) as container:
         stream = picture_stream(container)
-        frame = next(iter(container.decode(stream)), None)
+        frame = next((frame for frame in container.decode(stream) if not frame.is_corrupt), None)
         if frame is None:
             raise MediaError(f"{path}: no picture in it can be decoded. Re-encode the file or take it out.")
         aspect = Fraction(stream.sample_aspect_ratio or 1)
@@ -56,7 +60,7 @@ def first_frame(path: str | os.PathLike[str]) -> FirstFrame:
             aspect = Fraction(1)
         orientation = display_orientation(frame)
         notes = _notes(frame, stream.codec_context.color_trc, orientation, aspect)
-        return FirstFrame(frame.width, frame.height, orientation, aspect, notes)
+        return FirstFrame(frame.pts, frame.width, frame.height, orientation, aspect, notes)
 
 
 def display_orientation(frame: Any) -> int:

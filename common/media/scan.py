@@ -1,6 +1,6 @@
 """When each picture of a video is shown: one pass over the packets, almost without decoding, remembered per file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 import os
@@ -22,14 +22,15 @@ _HIDDEN_FRAMES = ("vp8",)
 class Timeline:
     """`pts` of the shown pictures, ascending, in `time_base` seconds; the last is shown until `end`.
 
-    `keys` are (pts, dts) of the places where decoding can start; empty where the file must be read from its beginning.
-    `untimed`: the file stores no time stamps and `pts` counts its pictures.
+    `keys` are (pts, dts) of the key frames, as far as the packets tell; `is_seekable`: the container finds them fast
+    and surely. `untimed`: the file stores no time stamps and `pts` counts its pictures.
     """
 
     pts: np.ndarray
     time_base: Fraction
     end: int
     keys: tuple[tuple[int, int], ...] = ()
+    is_seekable: bool = False
     untimed: bool = False
 
 
@@ -90,8 +91,19 @@ def _scan(path: str, size: int, mtime_ns: int) -> Scan:
         timeline = None if codec in _HIDDEN_FRAMES else _timeline(packets, stream, rate, seekable)
     first = first_frame(path)
     width, height = first.shown_size
-    return Scan(timeline=timeline or _decoded_timeline(path, rate), width=width, height=height, first=first, rate=rate,
-                sound_start_s=sound_start_s, codec=codec, notes=packets.notes + first.notes)
+    timeline, notes = _from_first(timeline or _decoded_timeline(path, rate), first)
+    return Scan(timeline=timeline, width=width, height=height, first=first, rate=rate, sound_start_s=sound_start_s,
+                codec=codec, notes=packets.notes + first.notes + notes)
+
+
+def _from_first(timeline: Timeline, first: FirstFrame) -> tuple[Timeline, tuple[str, ...]]:
+    """The time line without the pictures before the first that can be decoded, and a note about them."""
+    if timeline.untimed or first.pts is None:
+        return timeline, ()
+    lost = int(np.searchsorted(timeline.pts, first.pts))
+    if not 0 < lost < len(timeline.pts):
+        return timeline, ()
+    return replace(timeline, pts=timeline.pts[lost:]), (f"first {lost} pictures lack their key frame and are left out",)
 
 
 def _timeline(packets: Packets, stream: Any, rate: Fraction | None, seekable: bool) -> Timeline | None:
@@ -101,8 +113,8 @@ def _timeline(packets: Packets, stream: Any, rate: Fraction | None, seekable: bo
         return None
     ordered = sorted(packets.shown, key=lambda packet: packet.pts)
     pts = np.array([packet.pts for packet in ordered], np.int64)
-    keys = tuple((p.pts, p.dts) for p in ordered if p.is_key and p.dts is not None) if seekable else ()
-    return Timeline(pts=pts, time_base=stream.time_base, keys=keys,
+    keys = tuple((p.pts, p.dts) for p in ordered if p.is_key and p.dts is not None)
+    return Timeline(pts=pts, time_base=stream.time_base, keys=keys, is_seekable=seekable,
                     end=_end(pts, ordered[-1].duration, rate, stream.time_base))
 
 

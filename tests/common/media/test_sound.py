@@ -105,7 +105,7 @@ def test_cover_picture_does_not_make_a_song_a_video(tmp_path: Path) -> None:
         stream = out.add_stream("libmp3lame", rate=16_000, layout="mono")
         cover = out.add_stream("png", rate=1)
         cover.width, cover.height, cover.pix_fmt = 16, 16, "rgb24"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         out.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
         frame = av.AudioFrame.from_ndarray(noise(0.1, 16_000)[:, :1152].copy(), format="fltp", layout="mono")
         frame.sample_rate = 16_000
