@@ -8,6 +8,7 @@ from common.errors import ConfigError, UserError
 from common.logs import get_logger
 from inference.denoise import Watch
 from inference.inputs import Prepared
+from inference.outputs import check_save_path
 from inference.pipeline import GenerationResult, Pipeline, load_pipeline
 from inference.plan import Plan
 from inference.prompts import PromptEntry
@@ -33,6 +34,8 @@ def generate(request: GenerationRequest, *, watch: Watch | None = None) -> Gener
     if request.from_file is not None or request.latent_path:
         raise ConfigError("generate() makes one clip from a prompt. --from_file is generate_many(), --latent_path is "
                           "decode_latents().")
+    if request.save_path is not None:
+        check_save_path(request)
     [outcome] = generate_many([PromptEntry("prompt", request)], watch=watch)
     if isinstance(outcome, Failure):
         raise outcome.error

@@ -11,7 +11,7 @@ from common.features import FeatureBatch
 from inference.guidance import Guidance, Pass
 from inference.inputs import Prepared
 from wan.conditions.base import Condition, ConditionState
-from wan.conditions.given_frames import GivenFrames, apply_given, given_timestep
+from wan.conditions.given_frames import apply_given, given_timestep
 from wan.conditions.image_latent import model_channels, model_clip_features
 from wan.modules.dit import WanDiT
 
@@ -40,7 +40,7 @@ class ClipVelocity:
         self.passes: dict[str, _PassInputs] = {}
         for one in guidance.all_passes:
             seen = without(batch, one)
-            text = prepared.negative_text if one.negative_text else prepared.text
+            text = (prepared.negative_text if one.negative_text else prepared.text).to(noise.device)
             states = {name: condition.prepare(seen, grid) for name, condition in conditions.items()}
             self.passes[one.name] = _PassInputs([text], states)
         self.given = next((state.given for inputs in self.passes.values() for state in inputs.states.values()
@@ -75,5 +75,3 @@ def on_device(batch: FeatureBatch, device: torch.device) -> FeatureBatch:
     return replace(batch, features=features, given_latents=moved(batch.given_latents),
                    given_mask=moved(batch.given_mask), first_is_still=moved(batch.first_is_still))
 
-
-__all__ = ["ClipVelocity", "GivenFrames", "on_device", "without"]

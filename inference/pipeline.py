@@ -21,7 +21,7 @@ from inference.denoise import Watch, denoise
 from inference.forward import ClipVelocity
 from inference.guidance import ClassifierFree
 from inference.inputs import ORDER, Prepared, assemble, make_encoder, media_for, texts_of
-from inference.model_files import ModelFiles, inspect_models
+from inference.model_files import ModelFiles, inspect_models, with_official_folder
 from inference.models import Models
 from inference.outputs import write_result
 from inference.plan import Plan, make_plan
@@ -90,7 +90,7 @@ class Pipeline:
 
     def plan(self, request: GenerationRequest) -> Plan:
         """Check a request and fill in its defaults; no model is loaded."""
-        return make_plan(request, self.files)
+        return make_plan(with_official_folder(request), self.files)
 
     def prepare(self, plan: Plan) -> Prepared:
         """Encode the text, pictures and sound of a plan."""
@@ -143,8 +143,14 @@ class Pipeline:
         guidance = ClassifierFree(plan.guidance, frozenset({"audio"}))
         noise = noise_for(plan).to(self.models.device)
         velocity = ClipVelocity(self.models.get("dit"), self.models.get("conditions"), prepared, guidance, noise)
-        latents = denoise(velocity, noise, plan.sampling, guidance=guidance, write_given=velocity.write_given,
-                          watch=watch)
+        try:
+            latents = denoise(velocity, noise, plan.sampling, guidance=guidance, write_given=velocity.write_given,
+                              watch=watch)
+        except torch.OutOfMemoryError as error:
+            width, height = plan.size
+            raise UserError(f"{width}x{height} with {plan.length.frames} frames does not fit into the memory of "
+                            f"{self.models.device}. Use --fp8_scaled, a smaller --video_size or a lower --video_length."
+                            ) from error
         return latents[0].cpu()
 
     def decode(self, latents: Float[Tensor, "16 T h w"]) -> Float[Tensor, "3 F H W"]:
@@ -162,7 +168,7 @@ class Pipeline:
         video = self.decode(latents)[:, :plan.shown_frames]
         # The default precision hangs on the device; the record names it, so that the settings mean the same anywhere.
         plan = replace(plan, request=plan.request.model_copy(update={"dit_dtype": dtype_name(self.models.dit_dtype)}))
-        record = make_record(plan, vars(self.files), now)
+        record = make_record(plan, vars(self.files), now, self.models.device)
         result = GenerationResult(video=video, latents=latents, sound=plan.written_sound, fps=plan.fps,
                                   settings=plan.request, record=record)
         if plan.request.save_path is None:

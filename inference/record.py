@@ -36,7 +36,7 @@ def settings_of(request: GenerationRequest) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in NOT_KEPT and value != []}
 
 
-def make_record(plan: Plan, paths: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+def make_record(plan: Plan, paths: Mapping[str, Any], now: datetime, device: str) -> dict[str, Any]:
     """Everything about a result. `paths` are the models' files by flag."""
     import torch
 
@@ -61,7 +61,8 @@ def make_record(plan: Plan, paths: Mapping[str, Any], now: datetime) -> dict[str
                    "sound_lead_s": request.audio_lead},
         "weights": files,
         "loras": loras,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device},
     }
 
 

@@ -117,7 +117,9 @@ def test_an_official_folder_fills_the_paths(ask, tiny_weights, tmp_path):
     for name in ("Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"):
         (tmp_path / name).symlink_to(tiny_weights / name)
     (tmp_path / "diffusion_pytorch_model.safetensors").symlink_to(tiny_weights / "wan2.1_t2v_tiny.safetensors")
-    files = load_pipeline(ask("t2v", ckpt_dir=tmp_path, dit=None, vae=None, t5=None)).files
-    assert files.vae == tmp_path / "Wan2.1_VAE.pth" and files.variant.family == "t2v"
+    request = ask("t2v", ckpt_dir=tmp_path, dit=None, vae=None, t5=None)
+    pipeline = load_pipeline(request)
+    assert pipeline.files.vae == tmp_path / "Wan2.1_VAE.pth" and pipeline.files.variant.family == "t2v"
+    assert pipeline.plan(request).request.vae == tmp_path / "Wan2.1_VAE.pth"
     with pytest.raises(ConfigError, match="no such folder"):
         load_pipeline(ask("t2v", ckpt_dir=tmp_path / "x"))
