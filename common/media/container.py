@@ -65,6 +65,14 @@ def picture_stream(container: Any) -> Any | None:
     return None
 
 
+def need_pictures(path: str | os.PathLike[str], container: Any) -> Any:
+    """The stream of moving pictures; MediaError where the file has none."""
+    stream = picture_stream(container)
+    if stream is None:
+        raise MediaError(f"{path}: the file holds no moving pictures. Use a video file, or give it as sound.")
+    return stream
+
+
 def sound_stream(container: Any) -> Any | None:
     """The first sound stream, or None."""
     return next(iter(container.streams.audio), None)

@@ -1,6 +1,6 @@
 """Decoding chosen pictures of a video as RGB, from the nearest place where decoding can start."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 import os
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from common.errors import MediaError
 from common.logs import get_logger
 from common.media.colour import rgb_of
-from common.media.container import open_media, picture_stream
+from common.media.container import need_pictures, open_media
 from common.media.picture import turn
 from common.media.scan import Scan
 
@@ -77,10 +77,11 @@ def _frames_from(path: str | os.PathLike[str], scan: Scan, first: int) -> Iterat
     yield from _decoded(path, scan, first, None)
 
 
-def _decoded(path: str | os.PathLike[str], scan: Scan, first: int, seek_dts: int | None) -> Iterator[tuple[int, Any]]:
+def _decoded(path: str | os.PathLike[str], scan: Scan, first: int, seek_dts: int | None
+             ) -> Generator[tuple[int, Any]]:
     """(pts, frame) in order, after a seek or from the beginning; pictures before `first` may be damaged, later not."""
     with open_media(path) as container:
-        stream = picture_stream(container)
+        stream = need_pictures(path, container)
         stream.thread_type = "AUTO"
         # Without this, decoders paint over damage and say nothing. HEVC says little even so, unless it carries hashes.
         stream.codec_context.options = {"err_detect": "crccheck+explode"}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import MediaError
-from common.media.container import open_media, picture_stream
+from common.media.container import need_pictures, open_media
 
 # (a, b, c, d) of FFmpeg's display matrix, x' = a·x + c·y and y' = b·x + d·y with y downwards, by EXIF orientation.
 _MATRICES = {1: (1, 0, 0, 1), 2: (-1, 0, 0, 1), 3: (-1, 0, 0, -1), 4: (1, 0, 0, -1),
@@ -51,7 +51,7 @@ class FirstFrame:
 def first_frame(path: str | os.PathLike[str]) -> FirstFrame:
     """Decode the first shown picture of a video file and tell its shape. MediaError where none can be decoded."""
     with open_media(path) as container:
-        stream = picture_stream(container)
+        stream = need_pictures(path, container)
         frame = next((frame for frame in container.decode(stream) if not frame.is_corrupt), None)
         if frame is None:
             raise MediaError(f"{path}: no picture in it can be decoded. Re-encode the file or take it out.")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import MediaError
-from common.media.container import check_file, open_media, picture_stream, sound_stream
+from common.media.container import check_file, need_pictures, open_media, sound_stream
 from common.media.first_frame import FirstFrame, first_frame
 from common.media.packets import Packets, read_packets
 
@@ -79,9 +79,7 @@ def scan_video(path: str | os.PathLike[str]) -> Scan:
 @lru_cache(maxsize=1024)
 def _scan(path: str, size: int, mtime_ns: int) -> Scan:
     with open_media(path) as container:
-        stream = picture_stream(container)
-        if stream is None:
-            raise MediaError(f"{path}: the file holds no moving pictures. Use a video file, or give it as sound.")
+        stream = need_pictures(path, container)
         packets = read_packets(path, container, stream)
         seekable = any(name in container.format.name for name in _SEEKABLE)
         codec = stream.codec_context.name
@@ -108,14 +106,14 @@ def _from_first(timeline: Timeline, first: FirstFrame) -> tuple[Timeline, tuple[
 
 def _timeline(packets: Packets, stream: Any, rate: Fraction | None, seekable: bool) -> Timeline | None:
     """Time line from the packets; None where they do not tell it (no time stamps, or the same one twice)."""
-    stamps = [packet.pts for packet in packets.shown]
-    if not stamps or None in stamps or len(set(stamps)) < len(stamps):
+    timed = {packet.pts: packet for packet in packets.shown if packet.pts is not None}
+    if not timed or len(timed) < len(packets.shown):
         return None
-    ordered = sorted(packets.shown, key=lambda packet: packet.pts)
-    pts = np.array([packet.pts for packet in ordered], np.int64)
-    keys = tuple((p.pts, p.dts) for p in ordered if p.is_key and p.dts is not None)
+    ordered = sorted(timed.items())
+    pts = np.array([stamp for stamp, _ in ordered], np.int64)
+    keys = tuple((stamp, packet.dts) for stamp, packet in ordered if packet.is_key and packet.dts is not None)
     return Timeline(pts=pts, time_base=stream.time_base, keys=keys, is_seekable=seekable,
-                    end=_end(pts, ordered[-1].duration, rate, stream.time_base))
+                    end=_end(pts, ordered[-1][1].duration, rate, stream.time_base))
 
 
 def _end(pts: np.ndarray, last_duration: int, rate: Fraction | None, time_base: Fraction) -> int:
@@ -131,7 +129,7 @@ def _end(pts: np.ndarray, last_duration: int, rate: Fraction | None, time_base: 
 def _decoded_timeline(path: str, rate: Fraction | None) -> Timeline:
     """Time line of a file whose packets do not tell it: from the decoded pictures, or by counting them."""
     with open_media(path) as container:
-        stream = picture_stream(container)
+        stream = need_pictures(path, container)
         stream.thread_type = "AUTO"
         stamps = [(frame.pts, frame.duration or 0) for frame in container.decode(stream)]
         time_base = stream.time_base

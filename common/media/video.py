@@ -63,9 +63,10 @@ def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
     """
     if os.path.isdir(path):
         pictures = folder_pictures(path)
-        (height, width, _), notes = read_image(pictures[0])[0].shape, ("a folder of pictures",)
+        height, width, _ = read_image(pictures[0])[0].shape
         return VideoInfo(width=width, height=height, frames=len(pictures), fps=None, start_s=0.0, duration_s=None,
-                         is_variable=False, orientation=1, sound_start_s=None, codec="pictures", notes=notes)
+                         is_variable=False, orientation=1, sound_start_s=None, codec="pictures",
+                         notes=("a folder of pictures",))
     scan = scan_video(path)
     is_variable, fps = _rate(scan)
     notes = list(scan.notes)
