@@ -46,22 +46,21 @@ def generate_many(entries: Sequence[PromptEntry], *, watch: Watch | None = None
                   ) -> Iterator[GenerationResult | Failure]:
     """Make a clip of each entry, in order, each written before the next is begun; failures come first.
 
-    Text, pictures and sound of all are encoded before the DiT is loaded.
+    Text, pictures and sound of all are encoded before the DiT is loaded. The models are those of the first request.
+    Raises UserError where the models themselves are unusable, for one and for all.
     """
-    pipeline: Pipeline | None = None
+    first = next((entry.request for entry in entries if entry.request is not None), None)
+    pipeline = None if first is None else load_pipeline(first)
     plans: list[tuple[str, Plan]] = []
     for entry in entries:
         try:
-            if entry.request is None:
+            if entry.request is None or pipeline is None:
                 raise ConfigError(entry.problem)
-            pipeline = pipeline or load_pipeline(entry.request)
             plan = pipeline.plan(entry.request)
             log.info("%s", to_toml(plan.request) if len(entries) == 1 else f"{entry.where}: {plan.summary}")
             plans.append((entry.where, plan))
         except UserError as error:
             yield Failure(entry.where, error)
-            if pipeline is None and entry.request is not None:
-                return  # the models themselves are unusable, for this entry and for all
     if pipeline is None:
         return
     ready: list[tuple[str, Prepared]] = []

@@ -40,6 +40,13 @@ def test_a_failing_line_keeps_the_others_and_ends_with_an_error(ask, tmp_path, c
     assert any("line 3" in message and "missing.png" in message for message in caplog.messages)
 
 
+def test_unusable_models_end_a_prompt_file_at_once(ask, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a dog\na cat\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="nowhere.pth: no such file"):
+        run_request(ask(prompt=None, from_file=prompts, save_path=tmp_path / "out", vae=Path("nowhere.pth")))
+
+
 def test_many_videos_do_not_go_into_one_file(ask, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a\nb\n", encoding="utf-8")
