@@ -2,6 +2,7 @@
 
 from common.config import parse, to_toml
 from common.errors import run
+from common.launch import start_missing_processes
 from common.logs import get_logger, setup_logging
 from precompute.config import LATENT_FOREIGN, LatentSettings
 
@@ -16,6 +17,8 @@ What is fresh is skipped. Exit code 1 when anything failed; the others are kept.
 def main() -> int:
     """Parse, print the settings, encode."""
     setup_logging()
+    if (code := start_missing_processes()) is not None:
+        return code
     settings = parse(LatentSettings, prog="cache_latents.py", description=LatentSettings.__doc__ or "", epilog=EXAMPLES,
                      foreign=LATENT_FOREIGN)
     get_logger(__name__).info(to_toml(settings))

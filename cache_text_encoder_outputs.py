@@ -2,6 +2,7 @@
 
 from common.config import parse, to_toml
 from common.errors import run
+from common.launch import start_missing_processes
 from common.logs import get_logger, setup_logging
 from precompute.config import TEXT_FOREIGN, TextSettings
 
@@ -15,6 +16,8 @@ What is fresh is skipped. Exit code 1 when anything failed; the others are kept.
 def main() -> int:
     """Parse, print the settings, encode."""
     setup_logging()
+    if (code := start_missing_processes()) is not None:
+        return code
     settings = parse(TextSettings, prog="cache_text_encoder_outputs.py", description=TextSettings.__doc__ or "",
                      epilog=EXAMPLES, foreign=TEXT_FOREIGN)
     get_logger(__name__).info(to_toml(settings))

@@ -65,7 +65,7 @@ class FeatureSpec:
             raise CacheError(f"{where}: {self.name}.{spec.name} has shape {list(tensor.shape)}; expected {want_text}.")
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise CacheError(f"{where}: {self.name}.{spec.name} holds NaN or infinity. "
-                             "Look at the source file, and at the dtype of the encoder (fp16 overflows; use bf16 or fp32).")
+                             "Look at the source file, and at the encoder's dtype (fp16 overflows; use bf16 or fp32).")
 
 
 @dataclass(frozen=True)

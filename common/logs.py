@@ -24,5 +24,5 @@ def setup_logging(verbose: bool = False) -> None:
     if not is_main_process():
         level = logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
-    for noisy in ("matplotlib", "PIL", "urllib3", "filelock", "torio", "libav"):
+    for noisy in ("matplotlib", "PIL", "urllib3", "filelock", "torio", "libav", "bitsandbytes"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

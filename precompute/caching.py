@@ -22,7 +22,7 @@ from precompute.processes import gather, process_index
 
 if TYPE_CHECKING:
     from dataset.schema import AudioShort
-    from wan.encoders.base import ModelEncoder
+    from wan.encoders.base import Encoder as FeatureEncoder
 
 log = get_logger(__name__)
 
@@ -65,6 +65,7 @@ def run(features: Sequence[str], dataset_config: str | os.PathLike[str], *, mode
     jobs = [FeatureJob.of(encoder) for encoder in encoders]
     entries = work_list(dataset, jobs)
     store = CacheStore(dataset)
+    store.remember(jobs)
     rank, world_size = process_index()
     mine = share(entries, rank, world_size)
     summary = _encode(to_do(mine, force=force), store, dict(zip(names, encoders, strict=True)), models.device)
@@ -100,11 +101,10 @@ def _tell(dataset: Dataset) -> None:
     log.info(f"{dataset.path}: {len(dataset.items)} sources, {clips} clips")
 
 
-def _encode(entries: list[WorkEntry], store: CacheStore, encoders: "dict[str, ModelEncoder]", device: str) -> Summary:
+def _encode(entries: list[WorkEntry], store: CacheStore, encoders: "dict[str, FeatureEncoder]", device: str) -> Summary:
     summary = Summary()
     if not entries:
         return summary
-    store.remember(_jobs(entries))
     store.sweep()
     meter = Meter(device)
     bar = progress(total=len(entries), desc="encoding", unit="entry")
@@ -122,11 +122,7 @@ def _encode(entries: list[WorkEntry], store: CacheStore, encoders: "dict[str, Mo
     return summary
 
 
-def _jobs(entries: list[WorkEntry]) -> list[FeatureJob]:
-    return list({entry.job.spec.name: entry.job for entry in entries}.values())
-
-
-def _encode_clip(group: list[WorkEntry], store: CacheStore, encoders: "dict[str, ModelEncoder]"
+def _encode_clip(group: list[WorkEntry], store: CacheStore, encoders: "dict[str, FeatureEncoder]"
                  ) -> list[tuple[WorkEntry, str]]:
     """Encode and store the entries of one clip, read once; each with its failure, or an empty text."""
     first = group[0]

@@ -1,13 +1,13 @@
 """The encoders of the named features, each with a model that is loaded only when something is to be encoded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.dtypes import parse_dtype
 from common.errors import ConfigError, nearest
-from wan.encoders.base import ModelEncoder
+from wan.encoders.base import Encoder as FeatureEncoder
 from wan.encoders.registry import FEATURES
 from wan.encoders.specs import Given, Scope
 
@@ -52,7 +52,7 @@ class LazyModel:
         return getattr(self._loaded, name)
 
 
-def build_encoders(features: Sequence[str], files: ModelFiles) -> list[ModelEncoder]:
+def build_encoders(features: Sequence[str], files: ModelFiles) -> list[FeatureEncoder]:
     """One encoder a feature; those of one model share it. ConfigError lists unknown features and missing weights."""
     problems = [f"unknown feature '{name}'{nearest(name, FEATURES)}. Known: {', '.join(FEATURES)}."
                 for name in features if name not in FEATURES]
@@ -70,14 +70,14 @@ def build_encoders(features: Sequence[str], files: ModelFiles) -> list[ModelEnco
     return [_encoder(name, models, files) for name in features]
 
 
-def _encoder(name: str, models: dict[str, LazyModel], files: ModelFiles) -> ModelEncoder:
+def _encoder(name: str, models: Mapping[Any, LazyModel], files: ModelFiles) -> FeatureEncoder:
     encoder = FEATURES[name]
     options: dict[str, Any] = {}
     if name == "audio":
         options["scope"] = files.audio_scope
     if name in ("image_latents", "clip"):
         options["given"] = files.given
-    build: Callable[..., ModelEncoder] = encoder
+    build: Callable[..., Any] = encoder
     return build(models[encoder.model], getattr(files, _FLAGS[encoder.model][0]), **options)
 
 
@@ -87,21 +87,20 @@ def _vae(files: ModelFiles) -> LazyModel:
     def load() -> Any:
         from wan import load_vae
 
-        return load_vae(files.vae, dtype=dtype, device=files.device)
+        return load_vae(_there(files.vae), dtype=dtype, device=files.device)
     return LazyModel(load, dtype=dtype)
 
 
 def _text_encoder(files: ModelFiles) -> LazyModel:
     from wan.encoders.text import tokenizer_for
 
-    assert files.t5 is not None
     dtype = parse_dtype(files.t5_dtype)
 
     def load() -> Any:
         from wan import load_text_encoder
 
-        return load_text_encoder(files.t5, tokenizer=files.tokenizer, dtype=dtype, device=files.device)
-    return LazyModel(load, dtype=dtype, tokenizer=tokenizer_for(files.t5, files.tokenizer))
+        return load_text_encoder(_there(files.t5), tokenizer=files.tokenizer, dtype=dtype, device=files.device)
+    return LazyModel(load, dtype=dtype, tokenizer=tokenizer_for(_there(files.t5), files.tokenizer))
 
 
 def _image_encoder(files: ModelFiles) -> LazyModel:
@@ -110,7 +109,7 @@ def _image_encoder(files: ModelFiles) -> LazyModel:
     def load() -> Any:
         from wan import load_image_encoder
 
-        return load_image_encoder(files.clip, heads=CLIP_HEADS, dtype=dtype, device=files.device)
+        return load_image_encoder(_there(files.clip), heads=CLIP_HEADS, dtype=dtype, device=files.device)
     return LazyModel(load, dtype=dtype, heads=CLIP_HEADS)
 
 
@@ -122,8 +121,13 @@ def _audio_encoder(files: ModelFiles) -> LazyModel:
     def load() -> Any:
         from wan import load_audio_encoder
 
-        return load_audio_encoder(files.wav2vec, dtype=torch.float32, device=files.device)
-    return LazyModel(load, dtype=torch.float32, **audio_facts(files.wav2vec))
+        return load_audio_encoder(_there(files.wav2vec), dtype=torch.float32, device=files.device)
+    return LazyModel(load, dtype=torch.float32, **audio_facts(_there(files.wav2vec)))
+
+
+def _there(path: Path | None) -> Path:
+    assert path is not None, "build_encoders has asked for it"
+    return path
 
 
 _FLAGS: dict[str, tuple[str, Callable[[ModelFiles], LazyModel]]] = {

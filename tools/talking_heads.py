@@ -32,6 +32,12 @@ SENTENCES = (
     ("en-us", "man", "Seven small boats came home before the storm began to blow."),
     ("en-gb", "woman", "I never said that music was easy, only that it was worth it."),
 )
+SKINS = {"light": (244, 206, 178), "tan": (214, 164, 122), "brown": (156, 104, 70), "dark": (98, 64, 46)}
+HAIRS = {"blond": (214, 176, 92), "brown": (92, 58, 34), "black": (30, 26, 28), "red": (164, 72, 34),
+         "grey": (150, 150, 150)}
+WALLS = {"blue": (58, 96, 150), "green": (70, 120, 84), "ochre": (178, 140, 72), "grey": (120, 122, 128),
+         "plum": (104, 66, 106)}
+SHIRTS = {"red": (170, 42, 48), "white": (230, 230, 226), "navy": (34, 44, 88), "green": (44, 110, 70)}
 UNSEEN = ("en-us", "woman", "Hello there, this voice was never heard in training.")
 
 
@@ -42,8 +48,8 @@ class Face:
     skin: tuple[int, int, int]
     hair: tuple[int, int, int]
     shirt: tuple[int, int, int]
-    background: tuple[tuple[int, int, int], tuple[int, int, int]]
-    eye: tuple[int, int, int]
+    background: tuple[tuple[int, ...], tuple[int, ...]]
+    eye: tuple[int, ...]
     width: float
     height: float
     long_hair: bool
@@ -56,20 +62,17 @@ def draw_face(seed: int) -> Face:
     import numpy as np
 
     rng = np.random.default_rng([seed, 11])
-    skins = {"light": (244, 206, 178), "tan": (214, 164, 122), "brown": (156, 104, 70), "dark": (98, 64, 46)}
-    hairs = {"blond": (214, 176, 92), "brown": (92, 58, 34), "black": (30, 26, 28), "red": (164, 72, 34), "grey": (150, 150, 150)}
-    walls = {"blue": (58, 96, 150), "green": (70, 120, 84), "ochre": (178, 140, 72), "grey": (120, 122, 128), "plum": (104, 66, 106)}
-    shirts = {"red": (170, 42, 48), "white": (230, 230, 226), "navy": (34, 44, 88), "green": (44, 110, 70)}
-    skin, hair, wall, shirt = (str(rng.choice(list(table))) for table in (skins, hairs, walls, shirts))
+    skin, hair, wall, shirt = (str(rng.choice(list(table))) for table in (SKINS, HAIRS, WALLS, SHIRTS))
     long_hair = bool(rng.integers(2))
-    base = np.array(walls[wall])
+    base = np.array(WALLS[wall])
     return Face(
-        skin=skins[skin], hair=hairs[hair], shirt=shirts[shirt],
+        skin=SKINS[skin], hair=HAIRS[hair], shirt=SHIRTS[shirt],
         background=(tuple(int(v) for v in base), tuple(int(v) for v in (base * 0.55))),
         eye=tuple(int(v) for v in rng.integers(30, 120, 3)),
         width=float(rng.uniform(0.26, 0.31)), height=float(rng.uniform(0.35, 0.40)), long_hair=long_hair,
         light=float(rng.uniform(-0.25, 0.25)),
-        words=f"a person with {skin} skin and {'long' if long_hair else 'short'} {hair} hair in a {shirt} shirt, {wall} wall")
+        words=f"a person with {skin} skin and {'long' if long_hair else 'short'} {hair} hair in a {shirt} shirt, "
+              f"{wall} wall")
 
 
 def mouth_opening(samples, sample_rate: int, frames: int):
@@ -116,7 +119,8 @@ def render_frame(face: Face, opening: float, sway: tuple[float, float], blink: b
         if not blink:
             ellipse(eye_x, eye_y, 0.021, 0.022, face.eye)
             ellipse(eye_x, eye_y, 0.010, 0.011, (10, 10, 10))
-        cv2.line(picture, point(eye_x - 0.05, eye_y - 0.06), point(eye_x + 0.05, eye_y - 0.065), face.hair, side // 60, cv2.LINE_AA)
+        cv2.line(picture, point(eye_x - 0.05, eye_y - 0.06), point(eye_x + 0.05, eye_y - 0.065), face.hair, side // 60,
+                 cv2.LINE_AA)
     cv2.line(picture, point(x, y + 0.0), point(x + 0.018, y + 0.075), shade, side // 90, cv2.LINE_AA)
     mouth_y = y + 0.185
     ellipse(x, mouth_y, 0.105 - 0.02 * opening, 0.020 + 0.062 * opening, (176, 70, 72))
@@ -179,7 +183,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="first face; clip i takes face seed + i")
     arguments = parser.parse_args()
     if shutil.which("espeak-ng") is None:
-        raise UserError("espeak-ng is not on the PATH; it speaks the sentences. Install it (Debian: apt install espeak-ng).")
+        raise UserError("espeak-ng is not on the PATH; it speaks the sentences. Install it (apt install espeak-ng).")
     clips = arguments.out / "clips"
     clips.mkdir(parents=True, exist_ok=True)
     for i in range(arguments.count):
