@@ -1,0 +1,5 @@
+"""`python -m benchmarks`: the measurements that need no GPU."""
+
+from benchmarks.cpu import main
+
+main()
