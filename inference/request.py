@@ -64,7 +64,7 @@ class LoraChoice(Section):
     lora_attach: bool = flag(False, "run the LoRAs beside the base instead of adding them to its weights: slower, "
                                     "exact on float8 weights", group="LoRA")
     include_patterns: list[str] = flag([], "regular expressions; only LoRA modules in whose name one is found are "
-                                           "used, for example self_attn or blocks\\.1[0-9]\\.", group="LoRA")
+                                           "used, for example self_attn or blocks\\.1[0-9]\\.ffn", group="LoRA")
     exclude_patterns: list[str] = flag([], "regular expressions; LoRA modules in whose name one is found are left "
                                            "out", group="LoRA")
 
