@@ -50,7 +50,7 @@ def cut(row: Row, section: Section, rules: Rules, known: Known, outcome: Outcome
     unread = _unread(row, known)
     if unread and not row.media.is_present:
         # An absent source that the cache cannot judge is the user's to bring; a broken one costs only itself.
-        outcome.problems += [f"{row.where}: {reason}. Bring the file back." for reason in unread]
+        outcome.problems += [f"{row.label}: {reason}. Bring the file back." for reason in unread]
     elif unread:
         outcome.failed.append(Dropped(row.media.key, unread[0]))
     if unread:
@@ -64,7 +64,7 @@ def cut(row: Row, section: Section, rules: Rules, known: Known, outcome: Outcome
         return
     item = _item(row, section, rules, known)
     if "audio" in row.sides and item.sound is None:
-        outcome.problems.append(f"{row.where}: sound is asked for, and the file has no sound track. Give it a "
+        outcome.problems.append(f"{row.label}: sound is asked for, and the file has no sound track. Give it a "
                                 "sound file (audio_directory, audio_path), or move it to an entry with "
                                 "audio = \"none\".")
         return
@@ -98,7 +98,7 @@ def _item(row: Row, section: Section, rules: Rules, known: Known) -> Item:
     contents = {file.key: cast(Facts, known[file.key]).content for role in ("control", "reference")
                 for file in row.sides.get(role, ())}
     return Item(
-        key=item_key(row.media.key), name=row.media.key, where=row.where,
+        key=item_key(row.media.key), name=row.media.key, where=row.label,
         section=section.name, section_index=section.index, kind=entry.kind, media=row.media, content=facts.content,
         caption=row.caption, clock=rules.clock, picture_start_s=facts.start_s, spans=(),
         n_frames=facts.frames[rules.clock.name] if entry.kind == "video" else 1,

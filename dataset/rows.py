@@ -34,6 +34,12 @@ class Row:
     caption: str
     sides: Mapping[str, tuple[FileRef, ...]] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """Where the row stands, and its file where a list's line does not tell it."""
+        name = self.media.path.name
+        return self.where if self.where.endswith(name) else f"{self.where} ({name})"
+
 
 @dataclass
 class RowList:
@@ -125,7 +131,7 @@ def _check_sides(entry: Entry, found: RowList) -> None:
         if not without or len(without) == len(found.rows) or is_mended:
             continue
         remedy = ", or set audio = \"clip\" to use these clips' own sound" if role == "audio" else ""
-        found.problems += [f"{row.where}: no {role} file, while other sources have one. Give it{remedy}, or make an "
+        found.problems += [f"{row.label}: no {role} file, while other sources have one. Give it{remedy}, or make an "
                            "entry of its own." for row in without]
 
 

@@ -70,6 +70,15 @@ def test_clips_without_sound_where_it_is_asked_are_all_told(tmp_path: Path, make
     assert str(raised.value).count("the file has no sound track") == 2
 
 
+def test_a_list_names_the_file_as_well_as_the_line(tmp_path: Path, make_video: MakeVideo) -> None:
+    make_video(tmp_path / "silent.mp4")
+    (tmp_path / "clips.jsonl").write_text('{"video_path": "silent.mp4", "caption": "x"}\n', encoding="utf-8")
+    toml = write_dataset(tmp_path, '[[datasets]]\nvideo_jsonl_file = "{d}/clips.jsonl"\ncache_directory = "{d}/cache"\n'
+                         'resolution = [48, 32]\naudio = "clip"\n')
+    with pytest.raises(ConfigError, match=r"clips\.jsonl:1 \(silent\.mp4\): sound is asked"):
+        opened(toml)
+
+
 def test_sound_off_by_less_than_a_frame_works_and_more_is_refused(tmp_path: Path, make_video: MakeVideo) -> None:
     make_video(tmp_path / "clips" / "a.mp4", frames=25)
     toml = write_dataset(tmp_path, BASE + 'target_frames = [25]\naudio_directory = "{d}/sound"\n')

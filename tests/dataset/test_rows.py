@@ -163,7 +163,7 @@ def test_the_same_source_twice_is_told(tmp_path: Path, make_video: MakeVideo) ->
 def test_control_must_stand_on_all_lines_or_none(tmp_path: Path, make_video: MakeVideo) -> None:
     for stem in ("a", "b"):
         make_video(tmp_path / f"{stem}.mp4")
-    with pytest.raises(ConfigError, match=r"list.jsonl:2: no control file, while other sources have one"):
+    with pytest.raises(ConfigError, match=r"list.jsonl:2 .b.mp4.: no control file, while other sources have one"):
         load_dataset_config(jsonl(tmp_path, {"video_path": "a.mp4", "caption": "x", "control_path": "b.mp4"},
                                   {"video_path": "b.mp4", "caption": "y"}))
 
