@@ -31,6 +31,7 @@ class CacheStore:
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
+        self._remembered: set[str] = set()
 
     def entry_path(self, item: Item, span: Span | None, spec: FeatureSpec) -> Path:
         """File of an entry; only the parts of the key that the spec names stand in it."""
@@ -54,9 +55,15 @@ class CacheStore:
         return compare(path, self.expected(item, span, job), is_checked=is_checked)
 
     def write(self, item: Item, span: Span | None, job: FeatureJob, tensors: Mapping[str, Tensor]) -> Path:
-        """Check `tensors` against the spec and write the entry, whole or not at all. CacheError names what is wrong."""
+        """Check `tensors` against the spec and write the entry, whole or not at all. CacheError names what is wrong.
+
+        The first entry of a job makes the cache remember it: a run that fails before, on wrong weights say, leaves the
+        cache as it was.
+        """
         own = span if "span" in job.spec.keyed_by else None
         job.spec.check(tensors, item.name, self.dataset.sizes(item, own))
+        if job.spec.name not in self._remembered:
+            self.remember([job])
         path = self.entry_path(item, span, job.spec)
         try:
             save_tensors(path, tensors, self.expected(item, span, job))
@@ -75,9 +82,10 @@ class CacheStore:
     def remember(self, jobs: Iterable[FeatureJob]) -> None:
         """Note in every cache directory which encoders its features are made by from now on.
 
-        Called before the first entry is written, so that after an interruption the old entries count as stale.
+        Done before the first entry is written, so that after an interruption the old entries count as stale.
         """
         records = {job.spec.name: job.record() for job in jobs}
+        self._remembered |= records.keys()
         for folder in self.dataset.cache_directories:
             update_index(folder, lambda index: index.setdefault("features", {}).update(records))
 

@@ -65,7 +65,9 @@ def run(features: Sequence[str], dataset_config: str | os.PathLike[str], *, mode
     jobs = [FeatureJob.of(encoder) for encoder in encoders]
     entries = work_list(dataset, jobs)
     store = CacheStore(dataset)
-    store.remember(jobs)
+    # The others are remembered with their first new entry, when their model has proved to be one.
+    unfinished = {entry.job.spec.name for entry in to_do(entries, force=force)}
+    store.remember(job for job in jobs if job.spec.name not in unfinished)
     rank, world_size = process_index()
     mine = share(entries, rank, world_size)
     summary = _encode(to_do(mine, force=force), store, dict(zip(names, encoders, strict=True)), models.device)

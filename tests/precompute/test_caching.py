@@ -145,6 +145,14 @@ def test_wrong_weights_stop_the_run(data: Path, models: ModelFiles, tiny_weights
         run(("latents",), data / "data.toml", models=wrong)
 
 
+def test_wrong_weights_leave_a_finished_cache_as_it_was(data: Path, models: ModelFiles, tiny_weights: Path) -> None:
+    cache(data, models, "latents")
+    before = {path.name: path.read_bytes() for path in (data / "cache").iterdir()}
+    with pytest.raises(WeightsError):
+        run(("latents",), data / "data.toml", models=ModelFiles(vae=tiny_weights / "wan2.1_t2v_tiny.safetensors"))
+    assert {path.name: path.read_bytes() for path in (data / "cache").iterdir()} == before
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_entries_of_one(data: Path, models: ModelFiles, root: Path, tmp_path: Path) -> None:
     cache(data, models, "latents")
