@@ -1,12 +1,13 @@
 """The contract of a cached feature: declared by its encoder, checked by the store, obeyed by the batcher."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import CacheError
 
 if TYPE_CHECKING:  # a command line lists feature names without paying for torch
+    import torch
     from torch import Tensor
 
 KeyPart = Literal["source", "span", "size"]
@@ -87,3 +88,16 @@ class FeatureBatch:
     given_mask: "Tensor | None" = None
     first_is_still: "Tensor | None" = None
     present: "Mapping[str, Tensor]" = field(default_factory=dict)
+
+    def to(self, device: "torch.device | str") -> "FeatureBatch":
+        """The batch with every tensor on `device`."""
+        return replace(self, **{one.name: _moved(getattr(self, one.name), device) for one in fields(self)
+                                if one.name not in ("frames", "fps")})
+
+
+def _moved(value: Any, device: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _moved(one, device) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_moved(one, device) for one in value]
+    return None if value is None else value.to(device, non_blocking=True)

@@ -40,6 +40,11 @@ class Adapters:
         return tuple(dict.fromkeys(names))
 
     @property
+    def starts_from_picture(self) -> bool:
+        """Whether a condition has the clip begin with the reference picture."""
+        return any(find_condition(name).starts_from_picture for name in self.conditions)
+
+    @property
     def fps(self) -> float | None:
         """Frame rate of the footage that the files were trained on; None when no file tells."""
         return self._told("fps")

@@ -13,6 +13,7 @@ from inference.inputs import Prepared
 from wan.conditions.base import Condition, ConditionState
 from wan.conditions.given_frames import apply_given, given_timestep
 from wan.conditions.image_latent import model_channels, model_clip_features
+from wan.conditions.prepare import given_by, prepare_conditions
 from wan.modules.dit import WanDiT
 
 
@@ -33,18 +34,17 @@ class ClipVelocity:
         self.dit = dit
         self.noise = noise
         variant = dit.variant
-        batch = on_device(prepared.batch, noise.device)
-        grid = tuple(length // patch for length, patch in zip(noise.shape[2:], variant.patch, strict=True))
+        batch = prepared.batch.to(noise.device)
         self.channels = model_channels(variant, batch)
         self.clip_features = model_clip_features(variant, batch)
         self.passes: dict[str, _PassInputs] = {}
         for one in guidance.all_passes:
             seen = without(batch, one)
             text = (prepared.negative_text if one.negative_text else prepared.text).to(noise.device)
-            states = {name: condition.prepare(seen, grid) for name, condition in conditions.items()}
+            states = prepare_conditions(conditions, seen, tuple(noise.shape[2:]))
             self.passes[one.name] = _PassInputs([text], states)
-        self.given = next((state.given for inputs in self.passes.values() for state in inputs.states.values()
-                           if state.given is not None), None)
+        # Every pass is given the same frames: guidance drops features, never what the clip starts from.
+        self.given = given_by(self.passes[guidance.all_passes[0].name].states)
 
     def __call__(self, x: Float[Tensor, "1 16 F H W"], sigma: float, timestep: float, one: Pass
                  ) -> Float[Tensor, "1 16 F H W"]:
@@ -63,15 +63,3 @@ def without(batch: FeatureBatch, one: Pass) -> FeatureBatch:
     """The batch as `one` sees it: features that it lacks are marked absent."""
     absent = {name: torch.zeros(1, dtype=torch.bool) for name in one.without if name in batch.features}
     return replace(batch, present={**batch.present, **absent}) if absent else batch
-
-
-def on_device(batch: FeatureBatch, device: torch.device) -> FeatureBatch:
-    """The batch with all its tensors on `device`."""
-    def moved(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(device)
-
-    features = {name: {key: tensor.to(device) for key, tensor in tensors.items()}
-                for name, tensors in batch.features.items()}
-    return replace(batch, features=features, given_latents=moved(batch.given_latents),
-                   given_mask=moved(batch.given_mask), first_is_still=moved(batch.first_is_still))
-

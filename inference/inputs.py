@@ -15,6 +15,7 @@ from common.media.picture import exact_frames, fit
 from common.media.sound import mono16k
 from common.timebase import AUDIO_SAMPLE_RATE_HZ
 from inference.plan import Plan
+from wan.conditions.given_frames import with_first_frame_given
 from wan.encoders.base import Encoder, ModelEncoder
 from wan.encoders.registry import FEATURES
 
@@ -100,16 +101,10 @@ def _control_frames(plan: Plan) -> np.ndarray:
 def assemble(plan: Plan, features: Mapping[str, Mapping[str, Tensor]], text: Tensor, negative_text: Tensor) -> Prepared:
     """Join the features of one clip to a batch of one, with what is given and what is still."""
     stacked = {name: {key: tensor[None] for key, tensor in tensors.items()} for name, tensors in features.items()}
-    given_latents, given_mask = None, None
+    batch = FeatureBatch(features=stacked, frames=plan.length.frames, fps=plan.fps)
     if plan.starts_from_picture:
-        picture = stacked["reference_latents"]["latents"]  # 1 16 1 H W
-        given_latents = picture.new_zeros(*picture.shape[:2], *plan.latent_shape)
-        given_latents[:, :, :1] = picture
-        given_mask = picture.new_zeros(1, 1, *plan.latent_shape)
-        given_mask[:, :, :1] = 1
-    batch = FeatureBatch(features=stacked, frames=plan.length.frames, fps=plan.fps, given_latents=given_latents,
-                         given_mask=given_mask,
-                         first_is_still=torch.ones(1, dtype=torch.bool) if plan.starts_from_picture else None)
+        batch = with_first_frame_given(batch, stacked["reference_latents"]["latents"], plan.latent_shape[0],
+                                       is_still=torch.tensor([True]))
     return Prepared(plan, text, negative_text, batch)
 
 

@@ -34,6 +34,8 @@ class Plan:
     picture_mode: str
     features: tuple[str, ...]
     """Features to encode, beside the text."""
+    starts_from_picture: bool = False
+    """Whether the first latent frame is given: the picture itself."""
 
     @property
     def fps(self) -> float:
@@ -82,11 +84,6 @@ class Plan:
                 f"{self.sampling.steps} steps, seed {self.seed}: {self.prompt}")
 
     @property
-    def starts_from_picture(self) -> bool:
-        """Whether the first latent frame is given: the picture itself, for conditions that read it as reference."""
-        return "reference_latents" in self.features
-
-    @property
     def written_sound(self) -> Sound | None:
         """The driving sound; cut where the video is shorter because the user wants it so."""
         sound = self.scene.sound
@@ -129,7 +126,7 @@ def make_plan(request: GenerationRequest, files: ModelFiles) -> Plan:
         log.info("note: the LoRA was trained at %g fps; %g fps are asked for", adapters.fps, fps)
     filled = _filled(request, files, size).model_copy(update={"fps": fps})
     return Plan(request=filled, scene=scene, size=size, length=length, picture_mode=mode,
-                features=_features(request, files))
+                features=_features(request, files), starts_from_picture=adapters.starts_from_picture)
 
 
 def _refuse_short_control(request: GenerationRequest, fps: float, frames: int) -> None:

@@ -12,7 +12,7 @@ from common.features import FeatureBatch
 from dataset.batches import LoadedBatch
 from networks.lora_wan import create_network
 from tests.tiny_dit import tiny_dit
-from training.job import JobSettings, VideoJob, to_device, with_first_frame_given
+from training.job import JobSettings, VideoJob, with_first_frame_shown
 from training.timesteps import TimestepSettings
 from wan.conditions.omniavatar_add import OmniAvatarAdd, OmniAvatarSettings
 
@@ -88,7 +88,7 @@ def test_losses_name_the_clips_and_change_with_the_epoch() -> None:
 def test_the_first_frame_is_given_and_still_where_it_is_the_reference() -> None:
     loaded = batch([0, 1])
     clips = (clip("own", reference=0), clip("other", reference=None))
-    shown = with_first_frame_given(loaded.features, loaded.latents, clips)
+    shown = with_first_frame_shown(loaded.features, loaded.latents, clips)
     assert shown.given_mask is not None and shown.first_is_still is not None
     assert shown.given_mask[:, 0, :, 0, 0].tolist() == [[1, 0, 0], [1, 0, 0]]
     assert shown.first_is_still.tolist() == [True, False]
@@ -96,7 +96,7 @@ def test_the_first_frame_is_given_and_still_where_it_is_the_reference() -> None:
 
 def test_a_picture_keeps_its_only_frame_to_be_learned() -> None:
     loaded = batch([0], frames=1)
-    assert with_first_frame_given(loaded.features, loaded.latents, loaded.items).given_mask is None
+    assert with_first_frame_shown(loaded.features, loaded.latents, loaded.items).given_mask is None
     assert job().loss(loaded).per_sample.isfinite().all()
 
 
@@ -108,9 +108,3 @@ def test_given_frames_are_not_learned() -> None:
     louder[:, :, 0] += 100
     after = one.loss(replace(loaded, latents=louder)).per_sample
     assert (after < 100).all() and not torch.equal(before, after)
-
-
-def test_everything_in_a_batch_moves() -> None:
-    moved = to_device({"a": [torch.zeros(1)], "b": FeatureBatch({"x": {"y": torch.zeros(2)}}, 1, 25.0)},
-                      torch.device("meta"))
-    assert moved["a"][0].is_meta and moved["b"].features["x"]["y"].is_meta and moved["b"].fps == 25.0

@@ -34,6 +34,8 @@ class Condition(nn.Module):
     """Names of the FeatureSpecs read from the batch."""
     droppable: ClassVar[tuple[str, ...]] = ()
     """Those of them that have an absent form: `batch.present` may say False for any sample (dropout, guidance)."""
+    starts_from_picture: ClassVar[bool] = False
+    """The clip's first latent frame is given: in generation the reference picture, in training the clip's own."""
     Settings: ClassVar[type]
     """Frozen dataclass of the condition's own settings; every field has a default."""
 

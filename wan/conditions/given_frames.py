@@ -3,14 +3,15 @@
 Objective and sampler use these functions alone, so that both do the same.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 import torch
 from torch import Tensor
 
 from common.errors import ConditionError
+from common.features import FeatureBatch
 
 Mode = Literal["clean_same_t", "t0", "noised"]
 
@@ -27,6 +28,20 @@ class GivenFrames:
     mask: Float[Tensor, "B 1 F H W"]
     """1 = given, 0 = to be generated."""
     mode: Mode = "clean_same_t"
+
+
+def with_first_frame_given(batch: FeatureBatch, first: Float[Tensor, "B C 1 H W"], latent_frames: int,
+                           is_still: Bool[Tensor, " B"]) -> FeatureBatch:
+    """`batch` with the first of `latent_frames` given: the latents of a picture, or of a clip's own first frame.
+
+    `is_still`: the frame is a still picture, so the sound of its moment is not heard (row 0 of the audio is zero).
+    """
+    batch_size, channels, _, height, width = first.shape
+    latents = first.new_zeros(batch_size, channels, latent_frames, height, width)
+    latents[:, :, :1] = first
+    mask = torch.zeros_like(latents[:, :1])
+    mask[:, :, 0] = 1
+    return replace(batch, given_latents=latents, given_mask=mask, first_is_still=is_still.to(first.device))
 
 
 def apply_given(noisy: Float[Tensor, "B C F H W"], given: GivenFrames | None,

@@ -97,6 +97,7 @@ class OmniAvatarAdd(Condition):
     name: ClassVar[str] = "omniavatar_add"
     features: ClassVar[tuple[str, ...]] = ("audio", "reference_latents")
     droppable: ClassVar[tuple[str, ...]] = ("audio",)
+    starts_from_picture: ClassVar[bool] = True
     Settings: ClassVar[type] = OmniAvatarSettings
     settings: OmniAvatarSettings
 
