@@ -1,0 +1,1 @@
+"""Measures of what was rendered, reconstructed or generated; they read pixels and samples, never a model."""
