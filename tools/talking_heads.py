@@ -2,9 +2,9 @@
 
     python tools/talking_heads.py OUT_DIR --count 6 --size 128 --seed 0
 
-Needs espeak-ng (the speech engine) on the PATH. The law: the mouth's opening at video frame k is
-``clip(rms(k) / level, 0, 1) ** 0.7``, rms(k) the root mean square of the sound's 40 ms around the middle of frame k and
-level its 95th percentile over the clip. Nothing else moves the mouth.
+Needs espeak-ng (the speech engine) on the PATH. The law (`evaluation.sync.speech_envelope`): the mouth's opening at
+video frame k is ``clip(rms(k) / level, 0, 1) ** 0.7``, rms(k) the root mean square of the sound's 40 ms around the
+middle of frame k and level its 95th percentile over the clip. Nothing else moves the mouth.
 """
 
 import argparse
@@ -76,17 +76,10 @@ def draw_face(seed: int) -> Face:
 
 
 def mouth_opening(samples, sample_rate: int, frames: int):
-    """Opening in 0…1 of every video frame: the law in this file's first lines. samples `T` float mono."""
-    import numpy as np
+    """Opening in 0…1 of every video frame: the sound's envelope at this rate. samples `T` float mono."""
+    from evaluation.sync import speech_envelope
 
-    window = int(0.040 * sample_rate)
-    rms = np.empty(frames)
-    for k in range(frames):
-        middle = int((k + 0.5) / FPS * sample_rate)
-        part = samples[max(0, middle - window // 2):middle + window // 2]
-        rms[k] = np.sqrt(np.mean(part ** 2)) if len(part) else 0.0
-    level = np.percentile(rms, 95)
-    return np.clip(rms / max(level, 1e-6), 0, 1) ** 0.7
+    return speech_envelope(samples, sample_rate, frames, FPS)
 
 
 def render_frame(face: Face, opening: float, sway: tuple[float, float], blink: bool, size: int):
