@@ -3,7 +3,12 @@
 from collections.abc import Callable, Iterable
 import difflib
 import errno
+import os
 import sys
+import time
+
+WAIT_FOR_LAUNCHER_S = 5.0
+"""How long a process other than the first keeps an error to itself; launchers end it sooner when the first fails."""
 
 
 class UserError(Exception):
@@ -57,21 +62,37 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and end the process with an exit code that tells the truth.
 
     0 done (or the code that `main` returns); 1 a `UserError` or a full disk, told in one message without a traceback;
-    130 after Ctrl-C. Any other exception is a defect of ours and keeps its traceback (exit code 1).
+    130 after Ctrl-C. Any other exception is a defect of ours and keeps its traceback (exit code 1). What all processes
+    of a launch meet is told once, by the first; what only another one meets is told by that one, with its number.
     """
     try:
         code = main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(str(error))
         code = 1
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; what was finished is kept", file=sys.stderr)
+        if _rank() == "0":
+            print("stopped by Ctrl-C; what was finished is kept", file=sys.stderr)
         code = 130
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        print(f"error: no space left{where} ({error.strerror}). Free some space and start again; "
-              "finished files are kept and are not made again.", file=sys.stderr)
+        _tell(f"no space left{where} ({error.strerror}). Free some space and start again; finished files are kept.")
         code = 1
     sys.exit(code or 0)
+
+
+def _tell(text: str) -> None:
+    if (rank := _rank()) == "0":
+        print(f"error: {text}", file=sys.stderr, flush=True)
+        return
+    try:
+        time.sleep(WAIT_FOR_LAUNCHER_S)
+    except KeyboardInterrupt:
+        return
+    print(f"error: process {rank}: {text}", file=sys.stderr, flush=True)
+
+
+def _rank() -> str:
+    return os.environ.get("RANK", "0")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import os
-import subprocess
 import sys
 
 from common.errors import ConfigError
@@ -29,9 +28,27 @@ def start_missing_processes() -> int | None:
     if wanted < 2:
         return None
     log.info("accelerate launch starts one process on a CPU; torchrun starts the %d that were asked for.", wanted)
-    environment = {key: value for key, value in os.environ.items() if key not in ("MASTER_ADDR", "MASTER_PORT")}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(wanted)]
-    return subprocess.run([*torchrun, *sys.argv], env=environment, check=False).returncode
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    return _torchrun(["--standalone", "--nproc_per_node", str(wanted), *sys.argv])
+
+
+def _torchrun(words: list[str]) -> int:
+    """Exit code of a launch. The processes have told what failed, so that torchrun's own account of it is left out."""
+    import logging
+
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        main(words)
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
 
 
 def _parents_words() -> list[str]:
