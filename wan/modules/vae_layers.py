@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
+from wan.modules.attention import attend
+
 
 class PastFrames(dict[nn.Module, Tensor]):
     """The last input frames of every layer that looks back in time; empty before a clip's first frame."""
@@ -85,9 +87,8 @@ class FrameAttention(nn.Module):
         """One chunk; nothing is looked up in `past`, since frames do not see each other here."""
         batch, _, _, height, _ = x.shape
         frames = rearrange(x, "b c t h w -> (b t) c h w")
-        qkv = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3)
-        mixed = F.scaled_dot_product_attention(*qkv.unbind(0))
-        mixed = self.proj(rearrange(mixed, "n 1 (h w) c -> n c h w", h=height))
+        q, k, v = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n (h w) 1 c", three=3)
+        mixed = self.proj(rearrange(attend(q, k, v), "n (h w) 1 c -> n c h w", h=height))
         return x + rearrange(mixed, "(b t) c h w -> b c t h w", b=batch)
 
 
