@@ -140,9 +140,11 @@ class Pipeline:
     def sample(self, prepared: Prepared, *, watch: Watch | None = None) -> Float[Tensor, "16 T h w"]:
         """Latents of a prepared clip, float32 on the CPU."""
         plan = prepared.plan
-        guidance = ClassifierFree(plan.guidance, frozenset({"audio"}))
+        conditions = self.models.get("conditions")
+        guidance = ClassifierFree(plan.guidance, frozenset(name for one in conditions.values()
+                                                           for name in one.droppable))
         noise = noise_for(plan).to(self.models.device)
-        velocity = ClipVelocity(self.models.get("dit"), self.models.get("conditions"), prepared, guidance, noise)
+        velocity = ClipVelocity(self.models.get("dit"), conditions, prepared, guidance, noise)
         try:
             latents = denoise(velocity, noise, plan.sampling, guidance=guidance, write_given=velocity.write_given,
                               watch=watch)
