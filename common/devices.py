@@ -8,21 +8,23 @@ from common.errors import ConfigError
 def pick_device(name: str | None = None) -> str:
     """Device by name, or the best one here: this process's CUDA device, else the CPU.
 
+    `cuda` without a number is this process's one too, so that the processes of a launch do not crowd on the first.
     ConfigError when the named device is not there.
     """
     import os
 
     import torch
 
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if name is None:
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        return own if torch.cuda.is_available() else "cpu"
     kind = name.split(":")[0]
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {name}: torch {torch.__version__} finds no CUDA device here. Use --device cpu, or "
                           "install the NVIDIA driver and an ordinary torch build.")
     if kind not in ("cuda", "cpu", "mps"):
         raise ConfigError(f"--device {name}: unknown. Use cuda, cuda:1, mps or cpu.")
-    return name
+    return own if name == "cuda" else name
 
 
 class Meter:

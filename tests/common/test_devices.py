@@ -1,0 +1,22 @@
+"""Picking a device."""
+
+import pytest
+import torch
+
+from common.devices import pick_device
+from common.errors import ConfigError
+
+
+def test_each_process_of_a_launch_has_its_own_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert (pick_device(), pick_device("cuda"), pick_device("cuda:1"), pick_device("cpu")) == (
+        "cuda:3", "cuda:3", "cuda:1", "cpu")
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device() == "cpu"
+    for name, told in (("cuda", "finds no CUDA device"), ("tpu", "unknown")):
+        with pytest.raises(ConfigError, match=told):
+            pick_device(name)
