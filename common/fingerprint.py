@@ -1,17 +1,20 @@
 """Fingerprints of files: the whole content of media, a wide sample of weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import json
 import os
 from pathlib import Path
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from common.atomic import write_text
 from common.errors import WeightsError
 from common.logs import get_logger
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = get_logger(__name__)
 
@@ -39,6 +42,17 @@ def user_cache_folder() -> Path:
 def text_hash(text: str) -> str:
     """xxh3-128 of `text` as UTF-8, in hex."""
     return xxhash.xxh3_128_hexdigest(text.encode("utf-8"))
+
+
+def tensors_hash(tensors: "Mapping[str, Tensor]") -> str:
+    """xxh3-128 of names, shapes and every byte of `tensors`, in hex."""
+    import torch
+
+    digest = xxhash.xxh3_128()
+    for name, tensor in tensors.items():
+        digest.update(f"{name}\0{tensor.dtype}{list(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:

@@ -12,6 +12,7 @@ from common.config import to_toml
 from common.devices import Meter
 from common.dtypes import dtype_name
 from common.errors import ConfigError, NetworkFileError
+from common.fingerprint import tensors_hash
 from common.logs import get_logger
 from networks.base import network_module
 from networks.lora import LoraNetwork
@@ -21,7 +22,14 @@ from training.checkpoints import CheckpointPlan, Checkpoints
 from training.clips import EpochBatches, sizes_of
 from training.config import OptimiserSection, TrainConfig
 from training.job import JobSettings, VideoJob
-from training.launch import base_dtype, make_accelerator, processes_of, set_up_torch, with_seed
+from training.launch import (
+    base_dtype,
+    make_accelerator,
+    processes_of,
+    refuse_differences,
+    set_up_torch,
+    with_seed,
+)
 from training.loop import Loop, LoopSettings
 from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import network_writer
@@ -80,6 +88,8 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
     """Load the base, attach the network, and put everything into a loop that is ready to run."""
     dit = load_base(config, plan, processes.device)
     network = build_network(config, plan, dit)
+    if processes.count > 1:
+        refuse_differences(processes, {"clips": batches.digest(), "initial weights": tensors_hash(network.state())})
     job_settings = JobSettings(_seed(config), timestep_settings(config), config.noise.num_timestep_buckets,
                                config.network.scale_weight_norms)
     job = VideoJob(dit, network, job_settings, epoch_batches=batches, batches_per_epoch=batches.per_epoch,

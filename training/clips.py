@@ -7,6 +7,7 @@ from typing import Any
 
 from common.errors import CacheError
 from common.features import FeatureSpec
+from common.fingerprint import text_hash
 from common.logs import get_logger
 from common.tensorfile import read_header
 from dataset.batches import LoadedBatch, load_batch
@@ -91,6 +92,11 @@ class EpochBatches:
     def samples_per_epoch(self) -> int:
         """Samples in an epoch, over all processes, repeats included."""
         return sum(clip.item.repeats for clip in self.clips)
+
+    def digest(self) -> str:
+        """Hash of what the order of an epoch and its batches follow from: equal on processes that train alike."""
+        return text_hash(repr([(clip.name, clip.item.content, clip.bucket, clip.item.repeats, clip.item.batch_size)
+                               for clip in self.clips]))
 
     def __call__(self, epoch: int, start: int) -> Generator[LoadedBatch | None, None, None]:
         """Loaded batches from number `start` on; None where this process has no share in a short global batch."""

@@ -1,5 +1,6 @@
 """The processes of a launch, the device, the precision and the seed of a run."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 import os
 import secrets
@@ -68,6 +69,20 @@ def with_seed(config: TrainConfig, processes: Processes) -> TrainConfig:
     if seed is None:
         seed = processes.gather(secrets.randbelow(2**31))[0]
     return config.model_copy(update={"length": config.length.model_copy(update={"seed": seed})})
+
+
+def refuse_differences(processes: Processes, facts: Mapping[str, str]) -> None:
+    """ConfigError where the processes' `facts` (what they train on, what they start from) are not the same.
+
+    Gradients are added up without a look at what they belong to, so a stale copy of a file on one machine would spoil
+    the run silently.
+    """
+    everywhere = processes.gather(dict(facts))
+    for name, value in everywhere[0].items():
+        strangers = [str(rank) for rank, one in enumerate(everywhere) if one[name] != value]
+        if strangers:
+            raise ConfigError(f"the {name} of process {', '.join(strangers)} differ from those of process 0. "
+                              "Give every machine the same files and settings.")
 
 
 def set_up_torch(settings: SpeedSection, seed: int) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from common import fingerprint
 from common.errors import WeightsError
-from common.fingerprint import content_hash, text_hash, user_cache_folder, weights_fingerprint
+from common.fingerprint import content_hash, tensors_hash, text_hash, user_cache_folder, weights_fingerprint
 from common.tensorfile import save_tensors
 
 
@@ -132,3 +132,13 @@ def test_cache_folder_follows_the_environment(own_cache_folder: Path, monkeypatc
     assert user_cache_folder() == own_cache_folder
     monkeypatch.delenv(fingerprint.CACHE_FOLDER_VARIABLE)
     assert "omnituner" in str(user_cache_folder())
+
+
+def test_tensors_are_told_apart_by_name_shape_and_any_bit() -> None:
+    import torch
+
+    base = {"a": torch.arange(6.0), "b": torch.tensor(1.0)}
+    assert tensors_hash(base) == tensors_hash({name: tensor.clone() for name, tensor in base.items()})
+    others = [{**base, "b": torch.tensor(-1.0)}, {**base, "a": torch.arange(6.0).reshape(2, 3)},
+              {"c": base["a"], "b": base["b"]}, {name: tensor.bfloat16() for name, tensor in base.items()}]
+    assert len({tensors_hash(one) for one in [base, *others]}) == 5

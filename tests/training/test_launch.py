@@ -1,12 +1,14 @@
 """Precision, seed and processes of a run."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from common.config import to_toml
 from common.errors import ConfigError
 from training.config import LoggingSection, SpeedSection, TrainConfig
-from training.launch import base_dtype, make_accelerator, with_seed
+from training.launch import base_dtype, make_accelerator, refuse_differences, with_seed
 from training.parallel import Processes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -44,3 +46,16 @@ def test_deepspeed_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match="DeepSpeed, which comes later"):
         make_accelerator(LoggingSection())
+
+
+class Two(Processes):
+    """Two processes of which the other one answers `other`."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, {**value, "clips": "other"}]
+
+
+def test_processes_with_other_files_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the clips of process 1 differ from those of process 0"):
+        refuse_differences(Two(), {"initial weights": "a", "clips": "b"})
+    refuse_differences(Processes(), {"initial weights": "a", "clips": "b"})
