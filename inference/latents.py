@@ -83,9 +83,9 @@ def decode_latents(request: GenerationRequest) -> list[GenerationResult]:
 
 
 def _settings(request: GenerationRequest, file: LatentFile) -> GenerationRequest:
-    """The settings that made the latents, with those of this run on top."""
+    """The settings that made the latents, with those of this run on top; what to write is this run's alone."""
     made_by = {name: value for name, value in file.record.get("settings", {}).items()
-               if name in GenerationRequest.model_fields}
+               if name in GenerationRequest.model_fields and name != "output_type"}
     own = {name: getattr(request, name) for name in request.model_fields_set}
     settings = from_values(GenerationRequest, {**made_by, **own, "latent_path": []})
     fps = request.fps or file.fps or DEFAULT_FPS

@@ -102,6 +102,14 @@ def test_the_json_makes_the_video_again_bit_for_bit(ask_talking, tmp_path, monke
         assert records[0][key] == records[1][key]
 
 
+def test_latents_that_were_written_alone_become_a_video(ask, tmp_path):
+    made = generate(ask(video_length=5, output_type="latent", save_path=tmp_path))
+    [decoded] = decode_latents(ask(latent_path=[made.path], save_path=tmp_path / "later.mp4"))
+    assert decoded.path == tmp_path / "later.mp4"
+    assert decoded.path.is_file()
+    assert not (tmp_path / "later_latent.safetensors").exists()
+
+
 def test_latents_decode_later_to_the_same_video_with_the_same_sound(ask_talking, ask, tmp_path):
     first = generate(ask_talking(save_path=tmp_path / "talk.mp4", output_type="both"))
     [second] = decode_latents(ask(latent_path=[tmp_path / "talk_latent.safetensors"], save_path=tmp_path / "again.mp4"))
