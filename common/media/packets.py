@@ -55,7 +55,7 @@ def read_packets(path: str | os.PathLike[str], container: Any, stream: Any) -> P
         shown.append(Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe))
     notes = _check_whole(path, container, stream, shown, hidden, last_s)
     if hidden:
-        notes.append(f"{hidden} pictures hidden by an edit list")
+        notes.append(f"{hidden} picture{'s' * (hidden > 1)} hidden by an edit list")
     return Packets(tuple(shown), hidden, tuple(notes))
 
 
