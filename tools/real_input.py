@@ -87,7 +87,7 @@ def tell_video(trial: Trial, file: Path) -> tuple[str, str, dict[str, object]]:
     ways: tuple[dict[str, object], ...] = (
         {"audio": "clip", "target_frames": [FRAMES]}, {"audio": "none", "target_frames": [FRAMES]},
         {"audio": "none", "target_frames": [1]})
-    refusals = []
+    refusals: list[tuple[str, str]] = []
     for keys in ways:
         is_taken, text = trial.opened("video", file, **keys)
         if is_taken:
