@@ -171,7 +171,9 @@ def _finish(total: Summary, names: Sequence[str], store: CacheStore, jobs: list[
         log.info(note)
     own = {job.spec.name for job in jobs}
     strays = [path for path in store.orphans(jobs) if _feature_of(path) in own]
-    if prune:
+    if prune and store.dataset.failed:
+        log.warning("--prune removed nothing: entries of the sources that cannot be read would count as unused")
+    elif prune:
         for path in strays:
             path.unlink()
         log.info(f"{len(strays)} entries that no item uses were removed")

@@ -170,3 +170,20 @@ def test_two_processes_make_the_entries_of_one(data: Path, models: ModelFiles, r
         # The launcher gives each process one thread, and convolutions sum in another order then.
         torch.testing.assert_close(tensors, alone[name][0], atol=1e-5, rtol=0)
     assert not list((data / "cache").glob(".*tmp*"))
+
+
+def test_pruning_spares_the_entries_of_a_source_that_cannot_be_read_just_now(data: Path, models: ModelFiles) -> None:
+    cache(data, models, "latents")
+    before = {path.name for path in (data / "cache").glob("*.safetensors")}
+    clip = data / "clips" / "head_001.mp4"
+    whole = clip.read_bytes()
+    clip.write_bytes(b"half a download")
+    summary = run(["latents"], data / "data.toml", models=models, prune=True)
+    assert summary.failed and {path.name for path in (data / "cache").glob("*.safetensors")} == before
+    clip.write_bytes(whole)
+    assert cache(data, models, "latents") == (0, 0, 4)
+    clip.unlink()
+    clip.with_suffix(".txt").unlink()
+    assert not run(["latents"], data / "data.toml", models=models, prune=True).failed
+    assert {name for name in before if name.startswith("head_000")} == {
+        path.name for path in (data / "cache").glob("*.safetensors")}
