@@ -74,13 +74,14 @@ def _origin(config: TrainConfig, plan: Plan) -> Origin:
     variant = asdict(plan.variant) | {"family": plan.variant.family}
     return Origin(task=config.data.task, variant=variant,
                   conditions={name: condition.settings_text() for name, condition in plan.conditions.items()},
-                  encoders=_encoders(plan), fps=_usual_fps(plan), picture_mode=PICTURE_MODE)
+                  encoders=_encoders(plan), fps=usual_fps(plan), picture_mode=PICTURE_MODE)
 
 
-def _usual_fps(plan: Plan) -> float:
-    """The rate of most clips; of those with sound where a condition hears."""
-    heard = [clip.item.fps for clip in plan.clips if clip.item.sound is not None and plan.conditions]
-    return Counter(heard or [clip.item.fps for clip in plan.clips]).most_common(1)[0][0]
+def usual_fps(plan: Plan) -> float:
+    """The rate of most clips; of those with sound where a condition hears. Pictures have none to tell of."""
+    moving = [clip.item for clip in plan.clips if clip.item.kind == "video"] or [clip.item for clip in plan.clips]
+    heard = [item for item in moving if item.sound is not None and plan.conditions]
+    return Counter(item.fps for item in heard or moving).most_common(1)[0][0]
 
 
 def _encoders(plan: Plan) -> dict[str, Any]:
