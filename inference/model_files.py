@@ -3,16 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from common.errors import ConfigError, WeightsError, raise_all
 from inference.adapters import Adapters, read_adapters, refuse_misfits
 from inference.request import GenerationRequest
-from wan.memory.fp8 import FP8_DTYPES
-from wan.modules.dit import WanDiT
 from wan.variants import TASKS, Task, Variant, check_task, find_task
-from wan.weights.detect import detect_dit
-from wan.weights.dit import open_dit
+from wan.weights.dit import DitFacts, inspect_dit
 
 OFFICIAL_NAMES = {
     "vae": "Wan2.1_VAE.pth",
@@ -32,16 +27,15 @@ class ModelFiles:
     tokenizer: Path | None
     clip: Path | None
     wav2vec: Path | None
-    variant: Variant
+    facts: DitFacts
+    """What the DiT's file tells of itself."""
     task: Task
-    stored_dtype: torch.dtype
-    """dtype of the DiT's block weights in the file."""
     adapters: Adapters
 
     @property
-    def is_stored_in_fp8(self) -> bool:
-        """Whether the file itself holds the blocks in float8."""
-        return self.stored_dtype in FP8_DTYPES
+    def variant(self) -> Variant:
+        """Widths and branches of the DiT."""
+        return self.facts.variant
 
 
 def with_official_folder(request: GenerationRequest) -> GenerationRequest:
@@ -65,19 +59,16 @@ def inspect_models(request: GenerationRequest) -> ModelFiles:
     request = with_official_folder(request)
     raise_all(_path_problems(request), ConfigError, "model files")
     assert request.dit and request.vae and request.t5
-    with open_dit(request.dit) as source:
-        found = detect_dit(source)
-        stored = source.dtype(found.source_key("blocks.0.self_attn.q.weight"))
+    found = inspect_dit(request.dit)
     if request.task is not None:
         check_task(request.task, found.variant, request.dit)
     task = find_task(request.task) if request.task is not None else guess_task(found.variant, request.dit)
-    with torch.device("meta"):
-        empties = WanDiT(found.variant).state_dict()
+    empties = found.empty().state_dict()
     adapters = read_adapters(request, dict.fromkeys(name.rpartition(".")[0] for name in empties))
     refuse_misfits(adapters, empties)
     adapters.build_conditions(found.variant)
     return ModelFiles(request.dit, request.vae, request.t5, request.tokenizer, request.clip, request.wav2vec,
-                      found.variant, task, stored, adapters)
+                      found, task, adapters)
 
 
 def guess_task(variant: Variant, path: Path) -> Task:

@@ -84,12 +84,12 @@ class Models:
             return parse_dtype(self.request.dit_dtype)
         if self.device == "cpu":
             return torch.float32
-        return torch.float16 if self.files.stored_dtype == torch.float16 else torch.bfloat16
+        return torch.float16 if self.files.facts.stored_dtype == torch.float16 else torch.bfloat16
 
     def _load_dit(self) -> WanDiT:
         files, request = self.files, self.request
         merge = LoraMerge(files.adapters.files) if files.adapters.files and not request.lora_attach else None
-        fp8 = fp8_settings(request, is_stored_in_fp8=files.is_stored_in_fp8)
+        fp8 = fp8_settings(request, is_stored_in_fp8=files.facts.is_stored_in_fp8)
         dit = wan.load_dit(files.dit, dtype=self.dit_dtype, device=self.device, transform=merge, fp8=fp8)
         for report in merge.reports() if merge else ():
             log.info("%s", report.text())

@@ -27,12 +27,10 @@ from training.schedules import SCHEDULES, ScheduleSettings, check_schedule
 from training.timesteps import TimestepSettings, check_settings
 from wan.conditions.base import Condition
 from wan.conditions.registry import build_condition, find_condition
-from wan.memory.fp8 import FP8_DTYPES
 from wan.modules.attention import check_backend
 from wan.modules.dit import WanDiT
 from wan.variants import Task, Variant, check_task, find_task
-from wan.weights.detect import detect_dit
-from wan.weights.dit import open_dit
+from wan.weights.dit import inspect_dit
 
 log = get_logger(__name__)
 
@@ -159,12 +157,9 @@ def timestep_settings(config: TrainConfig) -> TimestepSettings:
 
 def _look_at_base(config: TrainConfig) -> tuple[WanDiT, bool]:
     """The base on the meta device, by the names and shapes in its file, and whether the file is float8."""
-    with open_dit(config.data.dit) as source:
-        found = detect_dit(source)
-        check_task(config.data.task, found.variant, config.data.dit)
-        stored = source.dtype(found.source_key("blocks.0.self_attn.q.weight"))
-    with torch.device("meta"):
-        return WanDiT(found.variant), stored in FP8_DTYPES
+    found = inspect_dit(config.data.dit)
+    check_task(config.data.task, found.variant, config.data.dit)
+    return found.empty(), found.is_stored_in_fp8
 
 
 def _read_start(settings: NetworkSection) -> LoraFile | None:

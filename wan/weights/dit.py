@@ -1,13 +1,15 @@
 """Loading a DiT from any supported layout."""
 
+from dataclasses import dataclass
 import os
 from pathlib import Path
 
 import torch
 
 from common.errors import WeightsError
-from wan.memory.fp8 import Fp8Settings, use_fp8_linears
+from wan.memory.fp8 import FP8_DTYPES, Fp8Settings, use_fp8_linears
 from wan.modules.dit import WanDiT
+from wan.variants import Variant
 from wan.weights.detect import RELEASED_HEAD_DIM, detect_dit
 from wan.weights.load import Transform, load_into
 from wan.weights.source import WeightsSource, open_weights
@@ -22,6 +24,32 @@ def open_dit(path: str | os.PathLike[str]) -> WeightsSource:
     if (Path(path) / "high_noise_model").is_dir():
         raise WeightsError(f"{path}: the two experts of a Wan 2.2 A14B model. Support for Wan 2.2 comes later.")
     return open_weights(path, preferred=FOLDERS_FILES)
+
+
+@dataclass(frozen=True)
+class DitFacts:
+    """What a DiT's file tells before any weight is read."""
+
+    variant: Variant
+    stored_dtype: torch.dtype
+    """dtype of the block weights in the file."""
+
+    @property
+    def is_stored_in_fp8(self) -> bool:
+        """Whether the file holds the blocks in float8."""
+        return self.stored_dtype in FP8_DTYPES
+
+    def empty(self) -> WanDiT:
+        """The model on the meta device: names and shapes without memory."""
+        with torch.device("meta"):
+            return WanDiT(self.variant)
+
+
+def inspect_dit(path: str | os.PathLike[str]) -> DitFacts:
+    """Variant and storage of a DiT from names and shapes alone. WeightsError as from `load_dit`."""
+    with open_dit(path) as source:
+        found = detect_dit(source)
+        return DitFacts(found.variant, source.dtype(found.source_key("blocks.0.self_attn.q.weight")))
 
 
 def load_dit(path: str | os.PathLike[str], *, head_dim: int = RELEASED_HEAD_DIM,
