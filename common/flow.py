@@ -25,11 +25,6 @@ def data_from_velocity(sample: Tensor, velocity: Tensor, sigma: Tensor | float) 
     return sample - sigma * velocity
 
 
-def noise_from_velocity(sample: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
-    """Noise that `sample` at `sigma` and its velocity come from: x + (1 - sigma) * v."""
-    return sample + (1 - sigma) * velocity
-
-
 def shift_sigma(sigma, shift: float):
     """Time shift S*sigma / (1 + (S - 1)*sigma): above 1 it moves steps (or training draws) to the noisy end.
 

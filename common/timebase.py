@@ -53,11 +53,6 @@ def frames_in(duration_s: float, fps: float | Fraction) -> int:
     return max(0, math.ceil(duration_s * float(fps) - 1e-3))
 
 
-def sample_at(frame: int, fps: float | Fraction, sample_rate_hz: int) -> int:
-    """Index of the audio sample at which video frame `frame` begins (rounded to the nearest sample)."""
-    return round(Fraction(frame) / as_fraction(fps) * sample_rate_hz)
-
-
 def omniavatar_frames_for_tokens(max_tokens: int, height: int, width: int) -> int:
     """OmniAvatar's clip length for a token budget: int(max_tokens*1024/(H*W)) brought to 4n+1 (at least 5).
 

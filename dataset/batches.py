@@ -38,11 +38,6 @@ class LoadedBatch:
     epoch: int
     index: int
 
-    @property
-    def feature_batch(self) -> FeatureBatch:
-        """The features."""
-        return self.features
-
 
 def load_batch(plan: BatchPlan) -> LoadedBatch:
     """Read the batch that `plan` describes. CacheError names an entry that is gone, damaged or of another shape."""

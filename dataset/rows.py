@@ -9,9 +9,6 @@ from common.errors import nearest
 from dataset.places import Places, find_file, relative_key
 from dataset.schema import Entry
 
-SIDE_ROLES = ("control", "audio", "reference", "mask", "speaker", "camera")
-"""What a row may bring beside its source. Mask, speaker and camera files are checked and kept for later features."""
-
 
 @dataclass(frozen=True)
 class FileRef:

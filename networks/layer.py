@@ -62,11 +62,6 @@ class LoraLayer(nn.Module):
         nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5), generator=source)
         nn.init.zeros_(self.lora_up.weight)
 
-    def set_alpha(self, alpha: float) -> None:
-        """Change the strength."""
-        self.alpha.fill_(alpha)
-        self.scale = alpha / self.rank
-
     def attach(self) -> None:
         """Put this layer's forward in the place of the base's."""
         if self._plain_forward is None:

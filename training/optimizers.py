@@ -120,11 +120,6 @@ def parse_arguments(pairs: Sequence[str], target: type, flag: str, *, taken: Seq
     return arguments
 
 
-def is_self_paced(optimizer: "Optimizer") -> bool:
-    """Whether the optimiser chooses its own step, so that a schedule has no say (Adafactor with relative_step)."""
-    return any(group.get("relative_step", False) for group in optimizer.param_groups)
-
-
 def is_schedule_free(optimizer: "Optimizer") -> bool:
     """Whether `optimizer.train()` and `.eval()` must be called around saving and previews."""
     return type(optimizer).__name__.lower().endswith("schedulefree")
