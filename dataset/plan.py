@@ -139,17 +139,19 @@ def _refuse(dataset: Dataset, faults: Sequence[_Fault]) -> None:
     if not faults:
         return
     groups: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    unread = [f"  - cannot be read: {fault.name}: {fault.reason}" for fault in faults if not fault.feature]
+    lines = unread[:_SHOWN]
+    if len(unread) > _SHOWN:
+        lines.append(f"  - and {len(unread) - _SHOWN} more that cannot be read")
     for fault in faults:
-        groups[fault.feature, fault.reason if fault.feature else ""].append(
-            fault.name if fault.feature else f"{fault.name}: {fault.reason}")
-    lines = []
+        if fault.feature:
+            groups[fault.feature, fault.reason].append(fault.name)
     for (feature, reason), names in sorted(groups.items()):
         names = list(dict.fromkeys(names))
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        title = f"{feature}: {len(names)} {reason}" if feature else f"{len(names)} sources cannot be read"
-        lines.append(f"  - {title}: {', '.join(names[:_SHOWN])}{more}")
+        lines.append(f"  - {feature}: {len(names)} {reason}: {', '.join(names[:_SHOWN])}{more}")
     commands = list(dict.fromkeys(fault.command for fault in faults if fault.command))
-    if any(not fault.feature for fault in faults):
+    if unread:
         lines.append("Repair those sources or take them out of the dataset.")
     for command in commands:
         lines.append(f"Run: python {command} --dataset_config \"{dataset.path}\" (with the models of this run).")

@@ -120,10 +120,12 @@ def test_absent_sources_are_counted_in_one_line_or_refused(folder: Path, caplog:
     assert "unchecked" in refusal(folder, require_sources=True)
 
 
-def test_source_that_cannot_be_read_stops_training(folder: Path) -> None:
-    (folder / "clips" / "a.mp4").write_bytes(b"broken")
+def test_sources_that_cannot_be_read_stop_training_with_a_line_each(folder: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        (folder / "clips" / name).write_bytes(b"broken")
     told = refusal(folder)
-    assert "1 sources cannot be read: a.mp4:" in told
+    assert "\n  - cannot be read: a.mp4:" in told
+    assert "\n  - cannot be read: b.mp4:" in told
     assert "take them out" in told
 
 
