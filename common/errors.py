@@ -10,6 +10,9 @@ import time
 WAIT_FOR_LAUNCHER_S = 5.0
 """How long a process other than the first keeps an error to itself; launchers end it sooner when the first fails."""
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The system's words for a full disk."""
+
 
 class UserError(Exception):
     """Something the user can mend: the text says what, where, what was found, what was expected and the remedy.
@@ -75,7 +78,7 @@ def run(main: Callable[[], int | None]) -> None:
             print("stopped by Ctrl-C; what was finished is kept", file=sys.stderr)
         code = 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in NO_SPACE:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
         _tell(f"no space left{where} ({error.strerror}). Free some space and start again; finished files are kept.")

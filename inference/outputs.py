@@ -8,7 +8,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from common.atomic import write_text
-from common.errors import ConfigError
+from common.errors import NO_SPACE, ConfigError
 from inference.request import VIDEO_SUFFIXES, GenerationRequest
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ def check_save_path(request: GenerationRequest, prompts: int = 1) -> None:
         raise ConfigError(f"--save_path {path}: no permission to write into {folder}.") from error
     except (NotADirectoryError, FileExistsError) as error:
         raise ConfigError(f"--save_path {path}: {error.filename} is a file, not a folder.") from error
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise
+        raise ConfigError(f"--save_path {path}: {folder} takes no files ({error.strerror}). Choose another "
+                          "place.") from error
 
 
 def choose_targets(request: GenerationRequest, seed: int, now: datetime) -> Targets:

@@ -79,6 +79,12 @@ def test_places_that_cannot_take_the_result_are_refused_early(ask, tmp_path):
         check_save_path(ask(save_path=tmp_path / "x.mp4", output_type="images"))
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that takes no files, even from root")
+def test_a_folder_that_takes_no_files_is_refused_early(ask):
+    with pytest.raises(ConfigError, match="/proc takes no files"):
+        check_save_path(ask(save_path=Path("/proc/x.mp4")))
+
+
 def run_script(root: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "generate_video.py", *words], cwd=root, capture_output=True, text=True)
 
