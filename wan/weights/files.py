@@ -11,6 +11,7 @@ from pathlib import Path
 import pickle
 import struct
 from typing import Any
+import warnings
 import zipfile
 
 import torch
@@ -155,7 +156,8 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _load_pickle(path: Path) -> Any:
     try:
-        with open(path, "rb") as file:  # given a name, torch goes by the suffix
+        with open(path, "rb") as file, warnings.catch_warnings():  # given a name, torch goes by the suffix
+            warnings.simplefilter("ignore")  # it speaks of the pickle's protocol, which says nothing to a user
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: holds Python objects besides tensors, and loading those could run code. Convert "

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+import pickle
+import warnings
 
 import pytest
 from safetensors.torch import save_file
@@ -85,6 +87,13 @@ def test_truncated_files_are_refused_before_anything_is_read(name: str, kept: fl
     path.write_bytes(path.read_bytes()[:int(path.stat().st_size * kept)])
     with pytest.raises(WeightsError, match=r"cut short or damaged|not a whole safetensors|ends within"):
         open_weights(path)
+
+
+def test_a_pickle_of_another_program_is_refused_in_one_message(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(pickle.dumps(print))
+    with warnings.catch_warnings(), pytest.raises(WeightsError, match="holds Python objects besides tensors"):
+        warnings.simplefilter("error")  # torch speaks of the pickle's protocol before it refuses
+        open_weights(tmp_path / "x.pth")
 
 
 def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
