@@ -103,7 +103,7 @@ def assemble(plan: Plan, features: Mapping[str, Mapping[str, Tensor]], text: Ten
     stacked = {name: {key: tensor[None] for key, tensor in tensors.items()} for name, tensors in features.items()}
     batch = FeatureBatch(features=stacked, frames=plan.length.frames, fps=plan.fps)
     if plan.starts_from_picture:
-        batch = with_first_frame_given(batch, stacked["reference_latents"]["latents"], plan.latent_shape[0],
+        batch = with_first_frame_given(batch, stacked["reference_latents"]["latents"], plan.latent_shape[1],
                                        is_still=torch.tensor([True]))
     return Prepared(plan, text, negative_text, batch)
 

@@ -71,7 +71,7 @@ def noise_for(plan: Plan) -> Float[Tensor, "1 16 T h w"]:
     The stream is torch's own for the seed, as with musubi-tuner's `--cpu_noise` and in ComfyUI.
     """
     source = torch.Generator("cpu").manual_seed(plan.seed)
-    return torch.randn((1, 16, *plan.latent_shape), generator=source, dtype=torch.float32)
+    return torch.randn((1, *plan.latent_shape), generator=source, dtype=torch.float32)
 
 
 @torch.no_grad()

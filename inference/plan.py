@@ -12,7 +12,7 @@ from inference.model_files import ModelFiles
 from inference.request import GenerationRequest
 from inference.scene import Scene, read_scene
 from inference.sizes import Length, clip_length, clip_size, longest_problem, size_problem
-from wan.variants import OMNIAVATAR_NEGATIVE_PROMPT
+from wan.variants import OMNIAVATAR_NEGATIVE_PROMPT, Variant
 
 log = get_logger(__name__)
 
@@ -27,6 +27,8 @@ class Plan:
 
     request: GenerationRequest
     """Settings with every default filled in: the ones that reproduce the result."""
+    variant: Variant
+    """The model that makes it."""
     scene: Scene
     size: tuple[int, int]
     """Width and height in pixels."""
@@ -72,9 +74,11 @@ class Plan:
         return self.request.negative_prompt or ""
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Latent frames, height and width."""
-        return latent_frame_count(self.length.frames), self.size[1] // 8, self.size[0] // 8
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Latent channels, frames, height and width."""
+        _, rows, columns = self.variant.vae_stride
+        return (self.variant.latent_channels, latent_frame_count(self.length.frames), self.size[1] // rows,
+                self.size[0] // columns)
 
     @property
     def summary(self) -> str:
@@ -125,7 +129,7 @@ def make_plan(request: GenerationRequest, files: ModelFiles) -> Plan:
     if adapters.fps and fps != adapters.fps:
         log.info("note: the LoRA was trained at %g fps; %g fps are asked for", adapters.fps, fps)
     filled = _filled(request, files, size).model_copy(update={"fps": fps})
-    return Plan(request=filled, scene=scene, size=size, length=length, picture_mode=mode,
+    return Plan(request=filled, variant=files.variant, scene=scene, size=size, length=length, picture_mode=mode,
                 features=_features(request, files), starts_from_picture=adapters.starts_from_picture)
 
 
