@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from common.config import Foreign, Section, flag
+from dataset.schema import AudioShort
+from wan.encoders.specs import Scope
 from wan.variants import TASKS
-
-AudioShort = Literal["error", "silence", "trim"]
 
 _EVERY_SCRIPT = (
     Foreign("skip_existing", "accepted", "entries that are fresh are always skipped, by content and not by name; "
@@ -86,7 +85,7 @@ class AudioSettings(CacheSettings):
     """Encode the sound of every clip with wav2vec2 into the cache."""
 
     wav2vec: Path = flag(required=True, help="folder of wav2vec2-base-960h (config.json and model.safetensors)")
-    audio_scope: Literal["file", "clip"] = flag(
+    audio_scope: Scope = flag(
         "file", "what wav2vec2 hears at once: file, the whole sound of a source, cut to each clip afterwards, as at "
                 "generation; clip, each clip's sound alone. The numbers differ, so the choice is kept in the cache")
 
@@ -99,5 +98,5 @@ class ConditionSettings(LatentSettings):
     tokenizer: Path | None = flag(None, "spiece.model for umT5")
     t5_dtype: str = flag("bfloat16", "precision of umT5")
     wav2vec: Path | None = flag(None, "wav2vec2 folder, for the feature audio")
-    audio_scope: Literal["file", "clip"] = flag("file", "what wav2vec2 hears at once")
+    audio_scope: Scope = flag("file", "what wav2vec2 hears at once")
     features: list[str] = flag(required=True, help="features to encode, for example: latents text audio")
