@@ -4,8 +4,8 @@ Colour and place, no network, and no fact of a particular clip. Where: a mouth i
 skin on all four sides, in the same place in most frames. How far open: the distance of the lower lip's edge from the
 row of the mouth's corners. The lower half alone is used because teeth, white and under the upper lip, would hide the
 mouth in a blurred picture. Made for the mouths of `tools/talking_heads.py`, also blurred, noisy, compressed,
-reconstructed or generated. On filmed faces, whose lips are paler, it often finds no mouth; where it finds one the number
-means little.
+reconstructed or generated. On filmed faces, whose lips are paler, it often finds no mouth; where it finds one the
+number means little.
 """
 
 from dataclasses import dataclass
