@@ -151,8 +151,9 @@ def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise NetworkFileError(f"{file}: cannot be read as tensors ({str(error).splitlines()[0]}). A file that holds "
-                               "code is refused; ask for a .safetensors file.") from error
+        # torch's own text advises to load the file without its guard against code.
+        raise NetworkFileError(f"{file}: cannot be read as tensors. It is no weights file or damaged, or it holds "
+                               "code, and a file that holds code is refused; ask for a .safetensors file.") from error
     while isinstance(found, dict) and set(found) & {"state_dict", "module", "model"} and len(found) <= 3:
         found = next(found[key] for key in ("state_dict", "module", "model") if key in found)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
