@@ -13,7 +13,8 @@ from common.config import TomlDocument, read_toml
 from common.errors import ConfigError, nearest, raise_all
 from common.timebase import floor_frame_count
 from dataset.places import Places, locate
-from dataset.rows import Row, read_rows
+from dataset.row_reading import read_rows
+from dataset.rows import Row
 from dataset.schema import FOREIGN_KEYS, SOURCE_KEYS, ClockKeys, Entry, GeneralKeys, ImageEntry, SharedKeys, VideoEntry
 
 _TABLES = ("general", "datasets")

@@ -7,7 +7,6 @@ from typing import Any
 
 from common.errors import nearest
 from dataset.places import Places, find_file, relative_key
-from dataset.schema import Entry
 
 
 @dataclass(frozen=True)
@@ -45,23 +44,6 @@ class RowList:
     rows: list[Row] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def read_rows(entry: Entry, places: Places) -> RowList:
-    """Every row of `entry`; where its folder holds no media at all, the rows that the cache remembers."""
-    from dataset.directory import read_directory
-    from dataset.lists import read_jsonl, read_manifest
-
-    if entry.directory is not None:
-        found = read_directory(entry, places)
-    elif getattr(entry, "manifest_file", None) is not None:
-        found = read_manifest(places)
-    else:
-        found = read_jsonl(entry, places)
-    if not found.problems:
-        _check_sides(entry, found)
-    _check_repeats(found)
-    return found
 
 
 def remembered_rows(places: Places) -> list[Row]:
@@ -118,24 +100,3 @@ def _nearest_file(written: str, places: Places) -> str:
         if folder.is_dir() and (close := nearest(Path(written).name, [file.name for file in folder.iterdir()])):
             return close
     return ""
-
-
-def _check_sides(entry: Entry, found: RowList) -> None:
-    """Control and sound must be there for all sources or for none (a batch holds one kind)."""
-    own_sound = getattr(entry, "audio", None) in ("clip", "none")
-    for role, is_mended in (("control", False), ("audio", own_sound)):
-        without = [row for row in found.rows if role not in row.sides]
-        if not without or len(without) == len(found.rows) or is_mended:
-            continue
-        remedy = ", or set audio = \"clip\" to use these clips' own sound" if role == "audio" else ""
-        found.problems += [f"{row.label}: no {role} file, while other sources have one. Give it{remedy}, or make an "
-                           "entry of its own." for row in without]
-
-
-def _check_repeats(found: RowList) -> None:
-    seen: dict[str, Row] = {}
-    for row in found.rows:
-        if row.media.key in seen:
-            found.problems.append(f"{row.where}: '{row.media.key}' already stands at {seen[row.media.key].where}. Use "
-                                  "num_repeats to show a clip more often, or an entry of its own for another caption.")
-        seen.setdefault(row.media.key, row)

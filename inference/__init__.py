@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inference.batch import generate, generate_many
     from inference.latents import decode_latents
-    from inference.pipeline import GenerationResult, Pipeline, load_pipeline
+    from inference.pipeline import Pipeline, load_pipeline
     from inference.request import GenerationRequest
+    from inference.result import GenerationResult
 
 _HOMES = {
     "GenerationRequest": "inference.request",
-    "GenerationResult": "inference.pipeline",
+    "GenerationResult": "inference.result",
     "Pipeline": "inference.pipeline",
     "decode_latents": "inference.latents",
     "generate": "inference.batch",

@@ -9,10 +9,11 @@ from common.logs import get_logger
 from inference.denoise import Watch
 from inference.inputs import Prepared
 from inference.outputs import check_save_path
-from inference.pipeline import GenerationResult, Pipeline, load_pipeline
+from inference.pipeline import Pipeline, load_pipeline
 from inference.plan import Plan
 from inference.prompts import PromptEntry
 from inference.request import GenerationRequest
+from inference.result import GenerationResult
 
 log = get_logger(__name__)
 

@@ -17,8 +17,9 @@ from common.logs import get_logger
 from common.media.sound import Sound, read_sound
 from common.tensorfile import load_tensors
 from inference.outputs import write_result
-from inference.pipeline import GenerationResult, decode_with
+from inference.pipeline import decode_with
 from inference.request import GenerationRequest
+from inference.result import GenerationResult
 import wan
 
 log = get_logger(__name__)

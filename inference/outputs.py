@@ -12,7 +12,7 @@ from common.errors import NO_SPACE, ConfigError
 from inference.request import VIDEO_SUFFIXES, GenerationRequest
 
 if TYPE_CHECKING:
-    from inference.pipeline import GenerationResult
+    from inference.result import GenerationResult
 
 WRITES = {"video": ("video",), "images": ("images",), "latent": ("latent",), "both": ("video", "latent"),
           "latent_images": ("latent", "images")}

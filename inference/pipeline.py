@@ -1,14 +1,11 @@
 """Generation from request to file: plan, encode, denoise, decode, write; models are loaded once for many requests."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from einops import rearrange
-from jaxtyping import Float, UInt8
-import numpy as np
+from jaxtyping import Float
 import torch
 from torch import Tensor
 
@@ -16,7 +13,6 @@ from common.dtypes import dtype_name
 from common.errors import MediaError, UserError
 from common.logs import get_logger
 from common.media.item import Media
-from common.media.sound import Sound
 from inference.denoise import Watch, denoise
 from inference.forward import ClipVelocity
 from inference.guidance import ClassifierFree
@@ -28,41 +24,12 @@ from inference.plan import Plan, make_plan
 from inference.provenance import note_other_encoder
 from inference.record import make_record
 from inference.request import GenerationRequest
+from inference.result import GenerationResult
 from wan.encoders.base import Encoder
 from wan.encoders.registry import FEATURES
 from wan.modules.vae import Vae
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """One generated clip."""
-
-    video: Float[Tensor, "3 F H W"]
-    """Pixels in -1…1, float32 on the CPU; only the frames that are written."""
-    latents: Float[Tensor, "16 T h w"]
-    """All latents, float32 on the CPU."""
-    sound: Sound | None
-    """The driving sound, heard `settings.audio_lead` seconds after the first frame begins."""
-    fps: float
-    settings: GenerationRequest
-    """Settings with every default filled in."""
-    record: Mapping[str, Any]
-    """What is written as JSON beside the video."""
-    path: Path | None = None
-    """Where the result was written; None when the request names no place."""
-
-    @property
-    def frames(self) -> UInt8[np.ndarray, "F H W 3"]:
-        """The video as 8-bit RGB frames."""
-        return to_frames(self.video)
-
-
-def to_frames(video: Float[Tensor, "3 F H W"]) -> UInt8[np.ndarray, "F H W 3"]:
-    """-1…1 to 0…255, rounded."""
-    levels = rearrange(video, "c f h w -> f h w c").float().add(1).mul(127.5).round_().clamp_(0, 255)
-    return levels.to(torch.uint8).cpu().numpy()
 
 
 def noise_for(plan: Plan) -> Float[Tensor, "1 16 T h w"]:

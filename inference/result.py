@@ -1,0 +1,45 @@
+"""What a generation gives: pixels, latents, the sound, and the settings that make it again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from einops import rearrange
+from jaxtyping import Float, UInt8
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.media.sound import Sound
+from inference.request import GenerationRequest
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """One generated clip."""
+
+    video: Float[Tensor, "3 F H W"]
+    """Pixels in -1…1, float32 on the CPU; only the frames that are written."""
+    latents: Float[Tensor, "16 T h w"]
+    """All latents, float32 on the CPU."""
+    sound: Sound | None
+    """The driving sound, heard `settings.audio_lead` seconds after the first frame begins."""
+    fps: float
+    settings: GenerationRequest
+    """Settings with every default filled in."""
+    record: Mapping[str, Any]
+    """What is written as JSON beside the video."""
+    path: Path | None = None
+    """Where the result was written; None when the request names no place."""
+
+    @property
+    def frames(self) -> UInt8[np.ndarray, "F H W 3"]:
+        """The video as 8-bit RGB frames."""
+        return to_frames(self.video)
+
+
+def to_frames(video: Float[Tensor, "3 F H W"]) -> UInt8[np.ndarray, "F H W 3"]:
+    """-1…1 to 0…255, rounded."""
+    levels = rearrange(video, "c f h w -> f h w c").float().add(1).mul(127.5).round_().clamp_(0, 255)
+    return levels.to(torch.uint8).cpu().numpy()
