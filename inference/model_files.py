@@ -60,6 +60,7 @@ def inspect_models(request: GenerationRequest) -> ModelFiles:
     raise_all(_path_problems(request), ConfigError, "model files")
     assert request.dit and request.vae and request.t5
     found = inspect_dit(request.dit)
+    _check_encoders(request)
     if request.task is not None:
         check_task(request.task, found.variant, request.dit)
     task = find_task(request.task) if request.task is not None else guess_task(found.variant, request.dit)
@@ -69,6 +70,20 @@ def inspect_models(request: GenerationRequest) -> ModelFiles:
     adapters.build_conditions(found.variant)
     return ModelFiles(request.dit, request.vae, request.t5, request.tokenizer, request.clip, request.wav2vec,
                       found, task, adapters)
+
+
+def _check_encoders(request: GenerationRequest) -> None:
+    """Refuse files of other models, or in part, from their names and shapes; nothing is read on the meta device."""
+    import wan
+
+    if request.vae:
+        wan.load_vae(request.vae, device="meta")
+    if request.t5:
+        wan.load_text_encoder(request.t5, tokenizer=request.tokenizer, device="meta")
+    if request.clip:
+        wan.load_image_encoder(request.clip, device="meta")
+    if request.wav2vec and request.audio:
+        wan.load_audio_encoder(request.wav2vec, device="meta")
 
 
 def guess_task(variant: Variant, path: Path) -> Task:

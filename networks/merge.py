@@ -105,7 +105,7 @@ class LoraMerge:
             unused = [name for name in file.entries if name not in one.claimed]
             report = FileReport(file.path, file.layout, len(one.claimed), unused, file.others, [*file.notes])
             if file.conditions:
-                report.notes.append(f"{len(file.conditions)} tensors of trained conditions are not merged")
+                report.notes.append(f"{len(file.conditions)} tensors belong to trained conditions, which stand apart")
             report.refuse_if_nothing_fits(has_conditions=bool(file.conditions))
             reports.append(report)
         return reports

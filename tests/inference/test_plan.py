@@ -123,3 +123,12 @@ def test_an_official_folder_fills_the_paths(ask, tiny_weights, tmp_path):
     assert pipeline.plan(request).request.vae == tmp_path / "Wan2.1_VAE.pth"
     with pytest.raises(ConfigError, match="no such folder"):
         load_pipeline(ask("t2v", ckpt_dir=tmp_path / "x"))
+
+
+@pytest.mark.parametrize(("flag", "file", "words"), [
+    ("vae", "models_t5_umt5-xxl-enc-bf16.pth", "a Wan 2.1 VAE"),
+    ("t5", "Wan2.1_VAE.pth", "umT5"),
+])
+def test_encoders_of_another_kind_are_refused_before_anything_loads(ask, tiny_weights: Path, flag, file, words):
+    with pytest.raises(WeightsError, match=words):
+        plan(ask("t2v", **{flag: tiny_weights / file}))

@@ -60,7 +60,7 @@ def test_a_file_of_a_condition_alone_is_fine(tmp_path, condition):
     report = network.load(file)
     assert report.applied == 0
     merge = merge_transform([(tmp_path / "a.safetensors", 1.0)])
-    assert "are not merged" in merge.reports()[0].text()
+    assert "belong to trained conditions" in merge.reports()[0].text()
 
 
 def test_a_condition_that_was_not_asked_for_is_refused(tmp_path, condition):

@@ -46,10 +46,13 @@ class DitFacts:
 
 
 def inspect_dit(path: str | os.PathLike[str]) -> DitFacts:
-    """Variant and storage of a DiT from names and shapes alone. WeightsError as from `load_dit`."""
+    """Variant and storage of a DiT from all its names and shapes. WeightsError as from `load_dit`."""
     with open_dit(path) as source:
         found = detect_dit(source)
-        return DitFacts(found.variant, source.dtype(found.source_key("blocks.0.self_attn.q.weight")))
+        facts = DitFacts(found.variant, source.dtype(found.source_key("blocks.0.self_attn.q.weight")))
+        dit = facts.empty()
+        load_into(dit, source, {name: found.source_key(name) for name in dit.state_dict()}, device="meta")
+        return facts
 
 
 def load_dit(path: str | os.PathLike[str], *, head_dim: int = RELEASED_HEAD_DIM,

@@ -45,11 +45,13 @@ def load_into(model: Model, source: WeightsSource, key_map: KeyMap | None = None
 
     Each tensor goes alone through device → `transform` → `dtype` (None: as stored) or fp8, so that host memory holds
     one tensor beside the model. Parameters come back frozen, the model in eval mode. `key_map` defaults to equal names.
-    Source names for which `ignored` is true may be left over.
+    Source names for which `ignored` is true may be left over. On the device `meta` the fit is checked and nothing read.
 
     Raises WeightsError, before anything is read, that lists missing, unexpected and misshapen tensors.
     """
     steps = plan(model, source, key_map, ignored)
+    if torch.device(device).type == "meta":
+        return model
     empties = list(model.parameters())  # kept alive, since `loaded` knows them by id
     loaded: dict[int, nn.Parameter] = {}  # tied parameters stay one tensor
     for step in steps:

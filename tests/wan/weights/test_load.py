@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from common.errors import WeightsError
+from common.tensorfile import load_tensors, save_tensors
 from wan.memory.fp8 import Fp8Linear, Fp8Settings, quantise, use_fp8_linears
 from wan.weights.load import Adapted, load_into
 from wan.weights.source import WeightsSource, open_weights
@@ -157,3 +158,15 @@ def test_memory_holds_the_model_and_one_tensor(name: str, tmp_path: Path, root: 
                           capture_output=True, text=True)
     grown_mb = float(done.stdout)
     assert grown_mb < 128 + 3 * 16 + 8
+
+
+def test_meta_device_checks_the_fit_and_reads_nothing(tiny_weights: Path, tmp_path: Path) -> None:
+    import wan
+
+    tensors, metadata = load_tensors(tiny_weights / "wan2.1_t2v_tiny.safetensors")
+    dit = wan.load_dit(tiny_weights / "wan2.1_t2v_tiny.safetensors", device="meta")
+    assert all(parameter.is_meta for parameter in dit.parameters())
+    del tensors["blocks.1.ffn.0.weight"]
+    save_tensors(tmp_path / "half.safetensors", tensors, metadata)
+    with pytest.raises(WeightsError, match=r"1 missing: blocks\.1\.ffn\.0\.weight"):
+        wan.load_dit(tmp_path / "half.safetensors", device="meta")
