@@ -44,10 +44,10 @@ class LatentSettings(CacheSettings):
 
     def problems(self) -> Iterable[str]:
         """An image-to-video task needs CLIP."""
-        family = TASKS[self.task].family if self.task else None
-        if family in ("i2v", "flf2v") and self.clip is None:
+        task = TASKS[self.task] if self.task else None
+        if task is not None and task.uses_clip and self.clip is None:
             yield f"--task {self.task} needs --clip: its model looks at the first picture through CLIP."
-        if self.clip is not None and family == "t2v":
+        if self.clip is not None and task is not None and task.family == "t2v":
             yield f"--clip is given, but --task {self.task} has no CLIP branch. Leave one of the two out."
 
 

@@ -18,11 +18,14 @@ import torch
 
 from common.config import to_toml
 from common.errors import CacheError, ConfigError, NetworkFileError, UserError, WeightsError
+from common.tensorfile import save_tensors
 from precompute import ModelFiles, run
 from training import train
 from training.config import TrainConfig
 from training.loop import NonFiniteLoss
 import wan
+from wan.modules.dit import WanDiT
+from wan.variants import Variant
 
 TOML = """
 [general]
@@ -146,6 +149,38 @@ def test_image_to_video_reads_mask_latents_and_clip(pictured: Path, weights: Pat
     final = train(settings(pictured, weights, tmp_path, task="i2v-14B", dit=weights / "wan2.1_i2v_tiny.safetensors"))
     assert any("cross_attn_k_img" in key for key in load_file(final or ""))
     assert all(loss > 0 for loss in losses(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def control_dit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Fun-Control DiT: 16 noisy, 16 control and 16 image channels."""
+    variant = Variant(dim=128, ffn_dim=64, layers=1, heads=1, in_channels=48, out_channels=16, text_dim=64,
+                      has_image_branch=True, image_dim=64)
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("control") / "fun_control.safetensors"
+    save_tensors(path, WanDiT(variant).state_dict(), {})
+    return path
+
+
+@pytest.mark.parametrize(("task", "features"), [
+    ("t2v-1.3B-FC", ("latents", "text", "control_latents")),
+    ("i2v-14B-FC", ("latents", "text", "control_latents", "image_latents", "clip")),
+])
+def test_fun_control_training_reads_the_control_video(task: str, features: Sequence[str], control_dit: Path, root: Path,
+                                                      weights: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "examples" / "demo" / "clips", tmp_path / "controls")
+    (tmp_path / "clips").mkdir()
+    for name in ("head_000.mp4", "head_000.txt"):
+        shutil.copy(tmp_path / "controls" / name, tmp_path / "clips")
+    data = tmp_path / "data.toml"
+    data.write_text(TOML.format(folder=tmp_path.as_posix(), batch=1).replace('audio = "clip"\n', "")
+                    + f'control_directory = "{(tmp_path / "controls").as_posix()}"\n', encoding="utf-8")
+    models = ModelFiles(vae=weights / "Wan2.1_VAE.pth", t5=weights / "models_t5_umt5-xxl-enc-bf16.pth",
+                        clip=weights / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth")
+    assert not run(list(features), data, models=models).failed
+    final = train(settings(data, weights, tmp_path / "out", task=task, dit=control_dit, max_train_steps=2))
+    assert any("lora_up" in key and tensor.abs().max() > 0 for key, tensor in load_file(final or "").items())
+    assert len(losses(tmp_path / "out")) == 2
 
 
 def test_base_weights_are_merged_before_training(talking: Path, weights: Path, tmp_path: Path) -> None:
