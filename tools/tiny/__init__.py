@@ -1,1 +1,1 @@
-"""A tiny set of weights in the layouts of the official files, made from a seed; not trained."""
+"""A tiny set of weights in the layouts of the official files, random from a seed, or trained by the scripts `train_*`."""
