@@ -1,1 +1,1 @@
-"""A tiny set of weights in the layouts of the official files, random from a seed, or trained by the scripts `train_*`."""
+"""A tiny set of weights in the layouts of the official files: random from a seed, or trained by `train_*.py`."""

@@ -28,6 +28,7 @@ from wan.conditions.given_frames import GivenFrames, apply_given, loss_mask
 from wan.modules.dit import WanDiT
 from wan.modules.vae import Vae
 from wan.variants import DEFAULT_NEGATIVE_PROMPT, OMNIAVATAR_NEGATIVE_PROMPT, Variant
+from wan.weights.source import open_weights
 
 FILE = "wan2.1_t2v_tiny.safetensors"
 VARIANT = Variant(dim=256, ffn_dim=384, layers=4, heads=2, in_channels=16, out_channels=16, text_dim=TEXT_DIM)
@@ -39,7 +40,6 @@ SHIFT = 3.0
 TEXT_DROPPED = 0.1
 """Share of the clips that are shown the empty or a negative prompt instead of their caption."""
 NULL_PROMPTS = ("", DEFAULT_NEGATIVE_PROMPT, OMNIAVATAR_NEGATIVE_PROMPT)
-PEAK_RATE = 1e-3
 EMA = 0.999
 
 
@@ -124,11 +124,11 @@ def flow_loss(dit: WanDiT, one: Example) -> Tensor:
 class Masters:
     """float32 copies of a bfloat16 model's parameters, which the optimiser steps, and their running mean."""
 
-    def __init__(self, dit: WanDiT) -> None:
+    def __init__(self, dit: WanDiT, rate: float) -> None:
         self.half = list(dit.parameters())
         self.full = [p.detach().float().requires_grad_() for p in self.half]
         self.mean = [p.detach().clone() for p in self.full]
-        self.optimizer = torch.optim.AdamW(self.full, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(self.full, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
 
     def step(self, rate: float, count: int) -> None:
         """One step of the optimiser at learning rate `rate` with the gradients of the model."""
@@ -156,9 +156,15 @@ def fresh_dit(device: str) -> WanDiT:
     return dit.to(device, torch.bfloat16).train()
 
 
-def train(dit: WanDiT, data: Encoded, *, seconds: float, batch: int) -> list[dict[str, float]]:
+def load_into_dit(dit: WanDiT, path: Path) -> None:
+    """The weights of an earlier run, in the model's own order and dtype."""
+    with open_weights(path) as source:
+        dit.load_state_dict({key: source.tensor(key) for key in dit.state_dict()})
+
+
+def train(dit: WanDiT, data: Encoded, *, seconds: float, rate: float, batch: int) -> list[dict[str, float]]:
     """Train for `seconds`, the rate falling to zero with a cosine; the model ends with the running mean."""
-    masters = Masters(dit)
+    masters = Masters(dit, rate)
     started, log = time.monotonic(), []
     total = torch.zeros((), device=data.latents.device)
     for step, example in enumerate(examples(data, batch), start=1):
@@ -167,7 +173,7 @@ def train(dit: WanDiT, data: Encoded, *, seconds: float, batch: int) -> list[dic
             break
         loss = flow_loss(dit, example)
         loss.backward()
-        masters.step(PEAK_RATE * min(1, step / 300) * (0.5 + 0.5 * math.cos(math.pi * passed / seconds)), step)
+        masters.step(rate * min(1, step / 300) * (0.5 + 0.5 * math.cos(math.pi * passed / seconds)), step)
         total += loss.detach()
         if step % 100 == 0:
             log.append({"step": step, "seconds": round(passed, 1), "loss": round(total.item() / 100, 5)})
@@ -192,6 +198,8 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="folder with the VAE, umT5 and its tokenizer")
     parser.add_argument("--speech", type=Path, required=True, help="file of tools.tiny.speech")
     parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--start", type=Path, help="a file of this script to continue from")
     parser.add_argument("--batch", type=int, default=64, help="clips of 17 latents a batch; more if shorter")
     parser.add_argument("--clips", type=int, default=3000)
     arguments = parser.parse_args()
@@ -206,7 +214,9 @@ def main() -> None:
     spread = seen.latents.float().std((0, 2, 3, 4))
     print(f"rendered and encoded in {time.monotonic() - started:.0f} s; deviations {spread.tolist()}", flush=True)
     dit = fresh_dit(device)
-    log = train(dit, seen, seconds=60 * arguments.minutes, batch=arguments.batch)
+    if arguments.start:
+        load_into_dit(dit, arguments.start)
+    log = train(dit, seen, seconds=60 * arguments.minutes, rate=arguments.rate, batch=arguments.batch)
     summary = {"unseen_loss": round(held_out_loss(dit, unseen), 5), "steps": log[-1]["step"] if log else 0,
                "seconds": round(time.monotonic() - started, 1), "batch": arguments.batch, "clips": arguments.clips,
                "parameters": sum(p.numel() for p in dit.parameters()),

@@ -27,8 +27,6 @@ from wan.modules.vae_coders import VaeShape
 from wan.modules.vae_layers import PastFrames
 
 WIDTH = 12
-FRAMES = 17
-PEAK_RATE = 2e-3
 LATENT_NOISE = 0.1
 """Deviation of the noise on latents of deviation about 1: what a DiT makes is not exact either."""
 SPOILED = 0.25
@@ -36,9 +34,9 @@ CROPPED = 0.75
 """Share of the time that is spent on quarters of the pictures."""
 
 
-def pictures_at(bank: Tensor, clips: Tensor, start: int) -> Tensor:
-    """Clips ``B 3 FRAMES H W`` in -1…1 of ``N F H W 3`` bytes."""
-    return bank[clips, start:start + FRAMES].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+def pictures_at(bank: Tensor, clips: Tensor, start: int, frames: int) -> Tensor:
+    """Clips ``B 3 frames H W`` in -1…1 of ``N F H W 3`` bytes."""
+    return bank[clips, start:start + frames].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
 def spoil(video: Tensor) -> Tensor:
@@ -58,14 +56,14 @@ def random_quarter(video: Tensor) -> Tensor:
     return video[..., top:top + height, left:left + width]
 
 
-def batches(bank: Bank, size: int, device: str) -> Iterator[Tensor]:
-    """Endless random clips ``B 3 FRAMES H W`` in -1…1, mirrored half the time, colours shifted a little."""
+def batches(bank: Bank, size: int, frames: int, device: str) -> Iterator[Tensor]:
+    """Endless random clips ``B 3 frames H W`` in -1…1, mirrored half the time, colours shifted a little."""
     rng = np.random.default_rng(1)
     pictures = torch.from_numpy(bank.pictures).to(device)
     spoiled = int(size * SPOILED)
     while True:
         clips = torch.from_numpy(rng.integers(0, len(pictures), size)).to(device)
-        video = pictures_at(pictures, clips, int(rng.integers(0, pictures.shape[1] - FRAMES + 1)))
+        video = pictures_at(pictures, clips, int(rng.integers(0, pictures.shape[1] - frames + 1)), frames)
         flip = torch.rand(size, 1, 1, 1, 1, device=device) < 0.5
         video = torch.where(flip, video.flip(-1), video)
         gain = 1 + 0.15 * torch.randn(size, 3, 1, 1, 1, device=device)
@@ -104,7 +102,7 @@ def psnr(vae: Vae, bank: Bank, device: str, clips: int = 32) -> float:
     pictures = torch.from_numpy(bank.pictures[:clips])
     with torch.no_grad():
         for i in range(len(pictures)):
-            video = pictures_at(pictures, torch.tensor([i]), 0).to(device)
+            video = pictures_at(pictures, torch.tensor([i]), 0, pictures.shape[1]).to(device)
             error = (vae.decode(vae.encode(video)) - video).square().mean().item() / 4
             values.append(-10 * math.log10(error))
     return float(np.mean(values))
@@ -131,16 +129,16 @@ def normalised(vae: Vae, means: Tensor) -> Tensor:
     return (means - centre) / deviation
 
 
-def train(vae: Vae, clips: Iterator[Tensor], *, seconds: float, half: bool) -> list[dict[str, float]]:
+def train(vae: Vae, clips: Iterator[Tensor], *, seconds: float, rate: float, half: bool) -> list[dict[str, float]]:
     """Train for `seconds`, the rate falling to zero with a cosine; returns the log."""
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
     started, log = time.monotonic(), []
     for step, video in enumerate(clips, start=1):
         passed = time.monotonic() - started
         if passed >= seconds:
             break
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * min(1, step / 200) * (0.5 + 0.5 * math.cos(math.pi * passed / seconds))
+            group["lr"] = rate * min(1, step / 200) * (0.5 + 0.5 * math.cos(math.pi * passed / seconds))
         half_of_batch = slice(len(video) // 8, len(video) // 8 + len(video) // 2)  # as many of them spoiled
         video = random_quarter(video) if passed < CROPPED * seconds else video[half_of_batch]
         with torch.autocast("cuda", torch.bfloat16) if half else nullcontext():
@@ -172,6 +170,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--clips", type=int, default=1500)
+    parser.add_argument("--frames", type=int, default=65, help="4n+1 frames of a training clip; the "
+                        "colours of much longer ones drift")
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--start", type=Path, help="a Wan2.1_VAE.pth to continue from")
     parser.add_argument("--half", action="store_true", help="compute in bfloat16 (CUDA)")
     arguments = parser.parse_args()
@@ -181,22 +182,25 @@ def main() -> None:
     torch.manual_seed(0)
     arguments.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    seen, unseen = (make_bank(arguments.speech, clips=n, frames=33, size=128, seed=s)
+    longest = max(33, arguments.frames)
+    seen, unseen = (make_bank(arguments.speech, clips=n, frames=longest, size=128, seed=s)
                     for n, s in ((arguments.clips, 0), (64, 1)))
     print(f"rendered in {time.monotonic() - started:.0f} s", flush=True)
     vae = Vae(VaeShape(width=WIDTH))
     if arguments.start:
         vae.load_state_dict(torch.load(arguments.start, weights_only=True))
     vae = vae.to(device, torch.float32).train()
-    log = train(vae, batches(seen, arguments.batch, device), seconds=arguments.minutes * 60, half=arguments.half)
+    log = train(vae, batches(seen, arguments.batch, arguments.frames, device), seconds=arguments.minutes * 60,
+                rate=arguments.rate, half=arguments.half)
     vae.eval()
     with torch.no_grad():
-        some = pictures_at(torch.from_numpy(seen.pictures), torch.arange(min(64, len(seen.pictures))), 0)
+        some = pictures_at(torch.from_numpy(seen.pictures), torch.arange(min(64, len(seen.pictures))), 0,
+                           longest)
         fold_statistics(vae, torch.cat([encode_means(vae, clip[None].to(device)) for clip in some]))
     vae = vae.to(torch.bfloat16).float()
     summary = {"unseen_psnr_db": round(psnr(vae, unseen, device), 2), "steps": log[-1]["step"] if log else 0,
-               "seconds": round(time.monotonic() - started, 1), "width": WIDTH, "batch": arguments.batch,
-               "clips": arguments.clips, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
+               "seconds": round(time.monotonic() - started, 1), "width": WIDTH, "frames": arguments.frames,
+               "batch": arguments.batch, "clips": arguments.clips, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     print(summary, flush=True)
     torch.save({key: tensor.to("cpu", torch.bfloat16) for key, tensor in vae.state_dict().items()},
                arguments.out / "Wan2.1_VAE.pth")
