@@ -200,7 +200,8 @@ def main() -> None:
     vae = vae.to(torch.bfloat16).float()
     summary = {"unseen_psnr_db": round(psnr(vae, unseen, device), 2), "steps": log[-1]["step"] if log else 0,
                "seconds": round(time.monotonic() - started, 1), "width": WIDTH, "frames": arguments.frames,
-               "batch": arguments.batch, "clips": arguments.clips, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
+               "batch": arguments.batch, "clips": arguments.clips,
+               "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     print(summary, flush=True)
     torch.save({key: tensor.to("cpu", torch.bfloat16) for key, tensor in vae.state_dict().items()},
                arguments.out / "Wan2.1_VAE.pth")
