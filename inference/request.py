@@ -15,7 +15,7 @@ VIDEO_SUFFIXES = (".mp4", ".m4v")
 FOREIGN_VIDEO_SUFFIXES = (".mov", ".mkv", ".webm", ".avi", ".gif", ".wmv", ".flv")
 NO_SUCH_ATTENTION = {
     "flash3": "comes with the work on speed; torch takes cuDNN's kernel on the same cards.",
-    "xformers": "is not offered, because torch's own attention is as fast and needs no package. Use torch.",
+    "xformers": "is not offered, because torch's own attention computes the same without a package. Use torch.",
     "sageattn": "comes with the work on speed. Use torch.",
 }
 DTYPES = ("float32", "bfloat16", "float16")

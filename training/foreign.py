@@ -25,9 +25,8 @@ FOREIGN = (
     Foreign("timestep_boundary", "coming", _EXPERTS),
     Foreign("offload_inactive_dit", "coming", _EXPERTS),
     Foreign("force_v2_1_time_embedding", "accepted", "a clip with one time for all tokens is embedded once anyway"),
-    Foreign("flash3", "coming", "FlashAttention 3 comes with the work on speed; --sdpa takes cuDNN's kernel on the "
-                                "same cards"),
-    Foreign("xformers", "refused", "torch's own attention (--sdpa) is as fast and needs no package"),
+    Foreign("flash3", "coming", "FlashAttention 3 comes with the work on speed; --sdpa works on the same cards"),
+    Foreign("xformers", "refused", "torch's own attention (--sdpa) computes the same and needs no package"),
     Foreign("sage_attn", "refused", "SageAttention has no backward pass (musubi-tuner refuses it in training too); "
                                     "use --sdpa"),
     Foreign("split_attn", "accepted", "the samples of a batch are equally long, so attention needs no mask"),
@@ -41,7 +40,7 @@ FOREIGN = (
     Foreign("dynamo_mode", "refused", _DYNAMO),
     Foreign("dynamo_fullgraph", "refused", _DYNAMO),
     Foreign("dynamo_dynamic", "refused", _DYNAMO),
-    Foreign("persistent_data_loader_workers", "accepted", "the threads that read caches cost nothing to start"),
+    Foreign("persistent_data_loader_workers", "accepted", "caches are read by threads, which live for the whole run"),
     Foreign("gradient_checkpointing_cpu_offload", "coming", "offloading of activations comes with the work on memory; "
                                                             "--gradient_checkpointing alone keeps one tensor a block"),
     Foreign("blocks_to_swap", "coming", _SWAP),
