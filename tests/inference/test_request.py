@@ -32,7 +32,7 @@ def test_musubi_spellings_are_read():
     (["--sample_solver", "unipcc"], "nearest: 'unipc'"),
     (["--exclude_patterns", "("], "no regular expression"),
     (["--save_path", "x.webm"], "written as .mp4"),
-    (["--attn_mode", "xformers"], "as fast"),
+    (["--attn_mode", "xformers"], "computes the same"),
     (["--guidance_scal", "3"], "nearest: '--guidance_scale'"),
     (["--blocks_to_swap", "10"], "not here yet"),
 ])
