@@ -110,7 +110,9 @@ def assemble(plan: Plan, features: Mapping[str, Mapping[str, Tensor]], text: Ten
 
 def texts_of(plans: Sequence[Plan]) -> list[str]:
     """Every different text that the plans need; the negative one only where guidance uses it."""
-    texts = [text for plan in plans
-             for text in (plan.prompt, *([plan.negative_prompt] if plan.guidance != 1 else []))]
+    texts = []
+    for plan in plans:
+        is_guided = any(one.negative_text for one in plan.guide().all_passes)
+        texts += [plan.prompt, *([plan.negative_prompt] if is_guided else [])]
     return list(dict.fromkeys(texts))
 

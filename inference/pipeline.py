@@ -15,7 +15,6 @@ from common.logs import get_logger
 from common.media.item import Media
 from inference.denoise import Watch, denoise
 from inference.forward import ClipVelocity
-from inference.guidance import ClassifierFree
 from inference.inputs import ORDER, Prepared, assemble, make_encoder, media_for, texts_of
 from inference.model_files import ModelFiles, inspect_models, with_official_folder
 from inference.models import Models
@@ -108,8 +107,7 @@ class Pipeline:
         """Latents of a prepared clip, float32 on the CPU."""
         plan = prepared.plan
         conditions = self.models.get("conditions")
-        guidance = ClassifierFree(plan.guidance, frozenset(name for one in conditions.values()
-                                                           for name in one.droppable))
+        guidance = plan.guide(frozenset(name for one in conditions.values() for name in one.droppable))
         noise = noise_for(plan).to(self.models.device)
         velocity = ClipVelocity(self.models.get("dit"), conditions, prepared, guidance, noise)
         try:

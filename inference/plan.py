@@ -8,6 +8,7 @@ from common.logs import get_logger
 from common.media.sound import Sound
 from common.timebase import floor_frame_count, latent_frame_count
 from inference.denoise import Sampling
+from inference.guidance import ClassifierFree, Guidance, Scale, TextThenAudio
 from inference.model_files import ModelFiles
 from inference.request import GenerationRequest
 from inference.scene import Scene, read_scene
@@ -56,6 +57,16 @@ class Plan:
         """Guidance scale."""
         assert self.request.guidance_scale is not None
         return self.request.guidance_scale
+
+    def guide(self, dropped: frozenset[str] = frozenset()) -> Guidance:
+        """How text and sound are guided; `dropped` are the features that an unconditional pass lacks."""
+        asked = self.request
+        text = Scale(self.guidance, asked.guidance_annealing, asked.guidance_interval)
+        if asked.audio_scale is None:
+            return ClassifierFree(text, dropped)
+        audio = Scale(asked.audio_scale, asked.audio_annealing or asked.guidance_annealing,
+                      asked.audio_interval or asked.guidance_interval)
+        return TextThenAudio(text, audio, dropped, asked.guidance_order)
 
     @property
     def sampling(self) -> Sampling:
@@ -208,6 +219,8 @@ def _sound_problems(request: GenerationRequest, heard: tuple[str, ...]) -> list[
     if "audio" not in heard and request.audio is not None:
         problems.append("--audio: nothing here can follow a sound. Give --lora_weight a file that was trained with an "
                         "audio condition (--network_args conditions=omniavatar_add)")
+    if "audio" not in heard and request.audio_scale is not None:
+        problems.append("--audio_scale: nothing here hears a sound. Leave it out; --guidance_scale guides the text")
     if "audio" in heard and request.audio is None:
         problems.append("--audio is required: the LoRA holds an audio condition")
     if "audio" in heard and request.wav2vec is None:

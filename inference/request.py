@@ -11,6 +11,8 @@ from common.timebase import floor_frame_count, is_valid_frame_count
 from wan.variants import TASKS, find_task
 
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]
+Annealing = Literal["none", "linear", "cosine"]
+Order = Literal["omniavatar", "multitalk"]
 VIDEO_SUFFIXES = (".mp4", ".m4v")
 FOREIGN_VIDEO_SUFFIXES = (".mov", ".mkv", ".webm", ".avi", ".gif", ".wmv", ".flv")
 NO_SUCH_ATTENTION = {
@@ -115,6 +117,33 @@ class SamplingChoice(Section):
                                               "(default: the task's, 5)", group="Sampling")
     seed: int | None = flag(None, "number that fixes the noise (default: random, and told)", group="Sampling", ge=0,
                             lt=2**63)
+    teacache_threshold: float = flag(0.0, "skip the DiT's blocks while the step's time changes little (TeaCache): 0 is "
+                                          "off, 0.05 to 0.15 are usual, more is faster and worse", group="Sampling",
+                                     ge=0, alias="tea_cache_l1_thresh")
+
+
+class GuidanceChoice(Section):
+    """How text and sound are guided."""
+
+    audio_scale: float | None = flag(None, "strength of the sound, where it shall differ from --guidance_scale: three "
+                                           "passes a step in place of two (OmniAvatar suggests 3)", group="Guidance")
+    guidance_order: Order = flag("omniavatar", "with --audio_scale: text is guided first and sound on top (omniavatar), "
+                                               "or sound first and text on top (multitalk)", group="Guidance")
+    guidance_annealing: Annealing = flag("none", "how the strength falls to 1 over the steps", group="Guidance")
+    audio_annealing: Annealing | None = flag(None, "the same for --audio_scale (default: like --guidance_annealing)",
+                                             group="Guidance")
+    guidance_interval: tuple[float, float] = flag((0.0, 1.0), "share of the steps with guidance, from and to; outside "
+                                                              "one pass is enough", group="Guidance")
+    audio_interval: tuple[float, float] | None = flag(None, "the same for --audio_scale (default: like "
+                                                            "--guidance_interval)", group="Guidance")
+
+    def interval_problems(self) -> Iterable[str]:
+        """Intervals that are no part of 0 to 1."""
+        for name in ("guidance_interval", "audio_interval"):
+            interval = getattr(self, name)
+            if interval is not None and not 0 <= interval[0] < interval[1] <= 1:
+                yield (f"--{name} {interval[0]:g} {interval[1]:g}: expected two shares of the steps, the first below "
+                       "the second, from 0 to 1. 0 0.8 leaves out the last fifth.")
 
 
 class OutputChoice(Section):
@@ -128,7 +157,7 @@ class OutputChoice(Section):
                                     "says generated stays", group="Output")
 
 
-class GenerationRequest(OutputChoice, SamplingChoice, SceneChoice, LoraChoice, ModelChoice):
+class GenerationRequest(OutputChoice, SamplingChoice, GuidanceChoice, SceneChoice, LoraChoice, ModelChoice):
     """Settings of one generation; every field is a flag of generate_video.py."""
 
     def problems(self) -> Iterable[str]:
@@ -143,6 +172,7 @@ class GenerationRequest(OutputChoice, SamplingChoice, SceneChoice, LoraChoice, M
         if len(self.lora_multiplier) not in (0, 1, len(self.lora_weight)):
             yield (f"--lora_multiplier has {len(self.lora_multiplier)} values for {len(self.lora_weight)} LoRA "
                    "files. Give one for each, or one for all.")
+        yield from self.interval_problems()
         if self.attn_mode in NO_SUCH_ATTENTION:
             yield f"--attn_mode {self.attn_mode}: {NO_SUCH_ATTENTION[self.attn_mode]}"
         for pattern in (*self.include_patterns, *self.exclude_patterns):
