@@ -57,10 +57,15 @@ class Vae(nn.Module):
         """Video in -1…1 (clamped) of normalised latents: 4(F-1)+1 frames."""
         return torch.cat(list(self.decode_chunks(latents)), dim=2)
 
-    def decode_chunks(self, latents: Float[Tensor, "B 16 F H W"]) -> Iterator[Float[Tensor, "B 3 f h w"]]:
-        """The frames of `decode` as they come: one for the first latent frame, then four at a time."""
+    def decode_chunks(self, latents: Float[Tensor, "B 16 F H W"], past: PastFrames | None = None
+                      ) -> Iterator[Float[Tensor, "B 3 f h w"]]:
+        """The frames of `decode` as they come: one for the first latent frame, then four at a time.
+
+        Calls that share a `past` (begun as `PastFrames()`) go on where the one before ended, as if their latents had
+        come in one call.
+        """
         centre, deviation = self._statistics(latents)
-        for frames in self.decode_means(latents.to(centre.dtype) * deviation + centre):
+        for frames in self.decode_means(latents.to(centre.dtype) * deviation + centre, past):
             yield frames.clamp(-1, 1)
 
     def posterior_means(self, video: Float[Tensor, "B 3 F H W"]) -> Iterator[Float[Tensor, "B 16 1 h w"]]:
@@ -74,9 +79,10 @@ class Vae(nn.Module):
             moments = self.conv1(self.encoder(chunk.to(self.device, self.dtype), past), past)
             yield self._result(moments.chunk(2, dim=1)[0])
 
-    def decode_means(self, means: Float[Tensor, "B 16 F H W"]) -> Iterator[Float[Tensor, "B 3 f h w"]]:
+    def decode_means(self, means: Float[Tensor, "B 16 F H W"], past: PastFrames | None = None
+                     ) -> Iterator[Float[Tensor, "B 3 f h w"]]:
         """Frames, not clamped, of latents that are not normalised, for one latent frame after the other."""
-        past = PastFrames()
+        past = PastFrames() if past is None else past
         for frame in means.split(1, dim=2):
             yield self._result(self.decoder(self.conv2(frame.to(self.device, self.dtype), past), past))
 

@@ -78,6 +78,14 @@ def test_decode_chunks_come_as_one_frame_then_four(vae: Vae) -> None:
     assert frames.abs().max() == 1, "these latents are large enough to be clamped"
 
 
+def test_decoding_goes_on_where_an_earlier_call_ended(vae: Vae) -> None:
+    latents = torch.randn(1, 16, 5, 2, 3, generator=torch.Generator().manual_seed(4))
+    past = PastFrames()
+    pieces = [frames for part in latents.split([2, 3], dim=2) for frames in vae.decode_chunks(part, past)]
+    assert torch.equal(torch.cat(pieces, dim=2), vae.decode(latents))
+    assert not torch.equal(vae.decode(latents[:, :, 2:])[:, :, 1:], vae.decode(latents)[:, :, 8:])
+
+
 def test_memory_does_not_grow_with_the_length(vae: Vae) -> None:
     """The largest tensor inside, and all that is remembered between chunks, are the same for 9 and 25 frames."""
     def largest(frames: int) -> tuple[int, int]:
