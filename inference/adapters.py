@@ -45,6 +45,11 @@ class Adapters:
         return any(find_condition(name).starts_from_picture for name in self.conditions)
 
     @property
+    def is_omniavatar(self) -> bool:
+        """Whether OmniAvatar's own file is among them: its sizes, sampler and sound timing are then the defaults."""
+        return any(file.layout == "OmniAvatar" for file, _ in self.files)
+
+    @property
     def fps(self) -> float | None:
         """Frame rate of the footage that the files were trained on; None when no file tells."""
         return self._told("fps")

@@ -80,9 +80,6 @@ def _finish_each(pipeline: Pipeline, ready: Sequence[tuple[str, Prepared]], watc
         if len(ready) > 1:
             log.info("%d of %d: %s", number, len(ready), prepared.plan.prompt)
         try:
-            latents = pipeline.sample(prepared, watch=watch)
-            if number == len(ready):
-                pipeline.models.free("dit", "conditions")
-            yield pipeline.finish(prepared, latents)
+            yield pipeline.make(prepared, watch=watch, free=number == len(ready))
         except UserError as error:
             yield Failure(where, error)

@@ -11,7 +11,7 @@ from common.features import FeatureBatch
 from inference.guidance import Guidance, Pass
 from inference.inputs import Prepared
 from wan.conditions.base import Condition, ConditionState
-from wan.conditions.given_frames import apply_given, given_timestep
+from wan.conditions.given_frames import GivenFrames, apply_given, given_timestep
 from wan.conditions.image_latent import model_channels, model_clip_features
 from wan.conditions.prepare import given_by, prepare_conditions
 from wan.modules.dit import WanDiT
@@ -43,8 +43,11 @@ class ClipVelocity:
             text = (prepared.negative_text if one.negative_text else prepared.text).to(noise.device)
             states = prepare_conditions(conditions, seen, tuple(noise.shape[2:]))
             self.passes[one.name] = _PassInputs([text], states)
-        # Every pass is given the same frames: guidance drops features, never what the clip starts from.
+        # Every pass is given the same frames: guidance drops features, never what the clip starts from. A model that
+        # no condition tells how (image-to-video) is shown them at the step's noise, as MultiTalk's sampler does.
         self.given = given_by(self.passes[guidance.all_passes[0].name].states)
+        if self.given is None and batch.given_latents is not None and batch.given_mask is not None:
+            self.given = GivenFrames(batch.given_latents, batch.given_mask, "noised")
 
     def __call__(self, x: Float[Tensor, "1 16 F H W"], sigma: float, timestep: float, one: Pass
                  ) -> Float[Tensor, "1 16 F H W"]:

@@ -1,7 +1,7 @@
 """From a plan to the features of a generation, with the very encoders that fill the caches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
@@ -14,9 +14,12 @@ from common.media.item import Media
 from common.media.picture import exact_frames, fit
 from common.media.sound import mono16k
 from common.timebase import AUDIO_SAMPLE_RATE_HZ
+from inference.hearing import cut_rows, hear
 from inference.plan import Plan
+from inference.segments import Segment
 from wan.conditions.given_frames import with_first_frame_given
 from wan.encoders.base import Encoder, ModelEncoder
+from wan.encoders.features.audio import AudioFeatureEncoder
 from wan.encoders.registry import FEATURES
 
 ORDER = ("clip", "audio", "image_latents", "reference_latents", "control_latents")
@@ -31,6 +34,27 @@ class Prepared:
     text: Float[Tensor, "L D"]
     negative_text: Float[Tensor, "L D"]
     batch: FeatureBatch
+    """Of the clip, or of the chunk that is to be made."""
+    sound: Float[Tensor, "N K D"] | None = None
+    """What is heard at every frame of the whole video; None without sound."""
+
+    def following(self, segment: Segment, known: Float[Tensor, "16 P h w"],
+                  image_latents: Float[Tensor, "20 T h w"] | None = None) -> "Prepared":
+        """The same for a chunk after the first: it begins with the latents `known` and hears its own part of the sound.
+
+        `image_latents` replace those of an image-to-video model, whose channels show the frames that are known.
+        """
+        assert self.sound is not None
+        features = {**self.batch.features, "audio": cut_rows(self.sound, segment.rows(self.plan.timing))}
+        if image_latents is not None:
+            features["image_latents"] = {"latents": image_latents[None]}
+        latents = known.new_zeros(self.plan.shape_of(segment))[None]
+        latents[0, :, :known.shape[1]] = known
+        mask = torch.zeros_like(latents[:, :1])
+        mask[:, :, :known.shape[1]] = 1
+        batch = replace(self.batch, features=features, frames=segment.frames, given_latents=latents, given_mask=mask,
+                        first_is_still=torch.tensor([False]))
+        return replace(self, batch=batch)
 
 
 def make_encoder(name: str, model: Any, weights: Any, plan: Plan) -> Encoder:
@@ -57,16 +81,16 @@ def media_for(name: str, plan: Plan) -> Media:
     elif name == "control_latents":
         control = _control_frames(plan)
     reference = _fitted_pictures(plan)[0] if name == "reference_latents" else None
-    sound = _heard_sound(plan) if name == "audio" else None
-    return Media(n_frames=plan.length.frames, fps=plan.fps, frames=frames, control=control, reference=reference,
-                 sound=sound)
+    return Media(n_frames=plan.length.frames, fps=plan.fps, frames=frames, control=control, reference=reference)
 
 
-def _heard_sound(plan: Plan) -> np.ndarray | None:
-    if plan.scene.sound is None:
-        return None
-    lead = round(plan.request.audio_lead * AUDIO_SAMPLE_RATE_HZ)
-    return np.pad(mono16k(plan.scene.sound), (lead, 0))
+def hear_sound(encoder: AudioFeatureEncoder, plan: Plan) -> dict[str, Tensor]:
+    """The feature `audio` of the whole video: a row for every frame up to the end of the last chunk."""
+    assert plan.scene.sound is not None
+    lead = round(plan.timing.lead_s * AUDIO_SAMPLE_RATE_HZ)
+    sound = np.pad(mono16k(plan.scene.sound), (lead, 0))
+    return {"states": hear(encoder.audio_encoder, sound, rows=plan.sound_rows, fps=plan.fps,
+                           window_s=plan.request.audio_window)}
 
 
 def _fitted_pictures(plan: Plan) -> np.ndarray:
@@ -100,12 +124,16 @@ def _control_frames(plan: Plan) -> np.ndarray:
 
 def assemble(plan: Plan, features: Mapping[str, Mapping[str, Tensor]], text: Tensor, negative_text: Tensor) -> Prepared:
     """Join the features of one clip to a batch of one, with what is given and what is still."""
-    stacked = {name: {key: tensor[None] for key, tensor in tensors.items()} for name, tensors in features.items()}
+    stacked = {name: {key: tensor[None] for key, tensor in tensors.items()} for name, tensors in features.items()
+               if name != "audio"}
+    sound = features["audio"]["states"] if "audio" in features else None
+    if sound is not None:
+        stacked["audio"] = cut_rows(sound, plan.segments[0].rows(plan.timing))
     batch = FeatureBatch(features=stacked, frames=plan.length.frames, fps=plan.fps)
     if plan.starts_from_picture:
         batch = with_first_frame_given(batch, stacked["reference_latents"]["latents"], plan.latent_shape[1],
                                        is_still=torch.tensor([True]))
-    return Prepared(plan, text, negative_text, batch)
+    return Prepared(plan, text, negative_text, batch, sound)
 
 
 def texts_of(plans: Sequence[Plan]) -> list[str]:

@@ -111,7 +111,7 @@ def write_result(result: "GenerationResult", now: datetime) -> Path:
         write_png_frames(targets.images, result.frames)
     if targets.video is not None:
         write_video(targets.video, result.frames, fps=result.fps, sound=result.sound,
-                    lead_s=settings.audio_lead)
+                    lead_s=result.sound_lead_s)
     if targets.record is not None:
         write_text(targets.record, json.dumps(result.record, indent=2, ensure_ascii=False) + "\n")
     return targets.first
@@ -122,6 +122,7 @@ def write_latent(path: Path, result: "GenerationResult") -> None:
     from common.tensorfile import save_tensors
 
     settings = result.settings
+    assert result.video is not None and result.latents is not None
     frames, height, width = result.video.shape[1:]
     metadata = {"omnituner.fps": str(result.fps), "omnituner.frames": str(frames)}
     if not settings.no_metadata:

@@ -1,6 +1,6 @@
 """Generation from request to file: plan, encode, denoise, decode, write; models are loaded once for many requests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -15,29 +15,24 @@ from common.logs import get_logger
 from common.media.item import Media
 from inference.denoise import Watch, denoise
 from inference.forward import ClipVelocity
-from inference.inputs import ORDER, Prepared, assemble, make_encoder, media_for, texts_of
+from inference.inputs import ORDER, Prepared, assemble, hear_sound, make_encoder, media_for, texts_of
 from inference.model_files import ModelFiles, inspect_models, with_official_folder
+from inference.long import check_outputs, identity_of, make_long
 from inference.models import Models
+from inference.noise import noise_for
 from inference.outputs import write_result
 from inference.plan import Plan, make_plan
 from inference.provenance import note_other_encoder
 from inference.record import make_record
 from inference.request import GenerationRequest
 from inference.result import GenerationResult
+from inference.unfinished import check_unfinished, with_kept_seed
 from wan.encoders.base import Encoder
+from wan.encoders.features.audio import AudioFeatureEncoder
 from wan.encoders.registry import FEATURES
 from wan.modules.vae import Vae
 
 log = get_logger(__name__)
-
-
-def noise_for(plan: Plan) -> Float[Tensor, "1 16 T h w"]:
-    """The starting noise: drawn on the CPU in float32, so that a seed means the same on every device.
-
-    The stream is torch's own for the seed, as with musubi-tuner's `--cpu_noise` and in ComfyUI.
-    """
-    source = torch.Generator("cpu").manual_seed(plan.seed)
-    return torch.randn((1, *plan.latent_shape), generator=source, dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -56,7 +51,11 @@ class Pipeline:
 
     def plan(self, request: GenerationRequest) -> Plan:
         """Check a request and fill in its defaults; no model is loaded."""
-        return make_plan(with_official_folder(request), self.files)
+        plan = make_plan(with_kept_seed(with_official_folder(request)), self.files)
+        check_outputs(plan)
+        if plan.is_long:
+            check_unfinished(plan.request, identity_of(self._with_dtype(plan), self._record(plan, datetime.now())))
+        return plan
 
     def prepare(self, plan: Plan) -> Prepared:
         """Encode the text, pictures and sound of a plan."""
@@ -81,7 +80,7 @@ class Pipeline:
                 if name not in plan.features or number in errors:
                     continue
                 try:
-                    features[number][name] = self._encoder(name, plan).encode(media_for(name, plan))
+                    features[number][name] = self._feature(name, plan)
                 except MediaError as error:
                     errors[number] = error
             if free and FEATURES[name].model != "vae":
@@ -89,6 +88,12 @@ class Pipeline:
         return [errors.get(number) or assemble(plan, features[number], texts[plan.prompt],
                                                texts.get(plan.negative_prompt, texts[plan.prompt]))
                 for number, plan in enumerate(plans)]
+
+    def _feature(self, name: str, plan: Plan) -> Mapping[str, Tensor]:
+        encoder = self._encoder(name, plan)
+        if isinstance(encoder, AudioFeatureEncoder):
+            return hear_sound(encoder, plan)
+        return encoder.encode(media_for(name, plan))
 
     def _encoder(self, name: str, plan: Plan) -> Encoder:
         kind = FEATURES[name].model
@@ -103,21 +108,22 @@ class Pipeline:
         return {text: encoder.encode(Media(n_frames=1, fps=1.0, caption=text))["hidden"] for text in texts_of(plans)}
 
     @torch.no_grad()
-    def sample(self, prepared: Prepared, *, watch: Watch | None = None) -> Float[Tensor, "16 T h w"]:
-        """Latents of a prepared clip, float32 on the CPU."""
+    def sample(self, prepared: Prepared, *, noise: Float[Tensor, "1 16 T h w"] | None = None,
+               watch: Watch | None = None, description: str = "denoising") -> Float[Tensor, "16 T h w"]:
+        """Latents of a prepared clip or chunk from `noise` (default: the clip's), float32 on the CPU."""
         plan = prepared.plan
         conditions = self.models.get("conditions")
         guidance = plan.guide(frozenset(name for one in conditions.values() for name in one.droppable))
-        noise = noise_for(plan).to(self.models.device)
+        noise = (noise_for(plan) if noise is None else noise).to(self.models.device)
         velocity = ClipVelocity(self.models.get("dit"), conditions, prepared, guidance, noise)
         try:
             latents = denoise(velocity, noise, plan.sampling, guidance=guidance, write_given=velocity.write_given,
-                              watch=watch)
+                              watch=watch, description=description)
         except torch.OutOfMemoryError as error:
             width, height = plan.size
             raise UserError(f"{width}x{height} with {plan.length.frames} frames does not fit into the memory of "
-                            f"{self.models.device}. Use --fp8_scaled, a smaller --video_size or a lower --video_length."
-                            ) from error
+                            f"{self.models.device}. Use --fp8_scaled, a smaller --video_size, or fewer frames "
+                            "(--video_length; --max_tokens with sound).") from error
         return latents[0].cpu()
 
     def decode(self, latents: Float[Tensor, "16 T h w"]) -> Float[Tensor, "3 F H W"]:
@@ -125,22 +131,35 @@ class Pipeline:
         return decode_with(self.models.get("vae"), latents)
 
     def generate(self, request: GenerationRequest, *, watch: Watch | None = None) -> GenerationResult:
-        """One clip; written where `request.save_path` says. The models stay loaded."""
-        prepared = self.prepare(self.plan(request))
-        return self.finish(prepared, self.sample(prepared, watch=watch))
+        """One video; written where `request.save_path` says. The models stay loaded."""
+        return self.make(self.prepare(self.plan(request)), watch=watch)
+
+    def make(self, prepared: Prepared, *, watch: Watch | None = None, free: bool = False) -> GenerationResult:
+        """The video of a prepared plan; with `free` the DiT is let go as soon as it has done its part."""
+        if prepared.plan.is_long:
+            prepared = replace(prepared, plan=self._with_dtype(prepared.plan))
+            return make_long(self, prepared, self._record(prepared.plan, datetime.now()), watch=watch)
+        latents = self.sample(prepared, watch=watch)
+        if free:
+            self.models.free("dit", "conditions")
+        return self.finish(prepared, latents)
 
     def finish(self, prepared: Prepared, latents: Float[Tensor, "16 T h w"]) -> GenerationResult:
         """Decode latents, and write the result if its request names a place."""
-        plan, now = prepared.plan, datetime.now()
+        plan, now = self._with_dtype(prepared.plan), datetime.now()
         video = self.decode(latents)[:, :plan.shown_frames]
-        # The default precision hangs on the device; the record names it, so that the settings mean the same anywhere.
-        plan = replace(plan, request=plan.request.model_copy(update={"dit_dtype": dtype_name(self.models.dit_dtype)}))
-        record = make_record(plan, vars(self.files), now, self.models.device)
         result = GenerationResult(video=video, latents=latents, sound=plan.written_sound, fps=plan.fps,
-                                  settings=plan.request, record=record)
+                                  settings=plan.request, record=self._record(plan, now))
         if plan.request.save_path is None:
             return result
         return replace(result, path=write_result(result, now))
+
+    def _with_dtype(self, plan: Plan) -> Plan:
+        """The default precision hangs on the device; the record names it, so that settings mean the same anywhere."""
+        return replace(plan, request=plan.request.model_copy(update={"dit_dtype": dtype_name(self.models.dit_dtype)}))
+
+    def _record(self, plan: Plan, now: datetime) -> dict[str, Any]:
+        return make_record(self._with_dtype(plan), vars(self.files), now, self.models.device)
 
 
 def load_pipeline(request: GenerationRequest, **loaded: Any) -> Pipeline:

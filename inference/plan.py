@@ -5,14 +5,26 @@ import secrets
 
 from common.errors import ConfigError, raise_all
 from common.logs import get_logger
-from common.media.sound import Sound
-from common.timebase import floor_frame_count, latent_frame_count
+from common.media.sound import Sound, mono16k
+from common.timebase import (
+    AUDIO_SAMPLE_RATE_HZ,
+    ceil_frame_count,
+    floor_frame_count,
+    omniavatar_frames_for_tokens,
+)
 from inference.denoise import Sampling
 from inference.guidance import ClassifierFree, Guidance, Scale, TextThenAudio
 from inference.model_files import ModelFiles
 from inference.request import GenerationRequest
 from inference.scene import Scene, read_scene
-from inference.sizes import Length, clip_length, clip_size, longest_problem, size_problem
+from inference.segments import (
+    OMNIAVATAR_SILENCE_S,
+    Segment,
+    SoundTiming,
+    chunk_problem,
+    cut_into_segments,
+)
+from inference.sizes import OMNIAVATAR_SIZES, Length, clip_length, clip_size, nearest_size, size_problem
 from wan.variants import OMNIAVATAR_NEGATIVE_PROMPT, Variant
 
 log = get_logger(__name__)
@@ -37,6 +49,9 @@ class Plan:
     picture_mode: str
     features: tuple[str, ...]
     """Features to encode, beside the text."""
+    segments: tuple[Segment, ...]
+    """The chunks; one but for long sounds."""
+    timing: SoundTiming = SoundTiming()
     starts_from_picture: bool = False
     """Whether the first latent frame is given: the picture itself."""
 
@@ -86,15 +101,34 @@ class Plan:
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """Latent channels, frames, height and width."""
+        """Latent channels, frames, height and width of the clip, or of a long one's first chunk."""
+        return self.shape_of(self.segments[0])
+
+    def shape_of(self, segment: Segment) -> tuple[int, int, int, int]:
+        """Latent channels, frames, height and width of a chunk."""
         _, rows, columns = self.variant.vae_stride
-        return (self.variant.latent_channels, latent_frame_count(self.length.frames), self.size[1] // rows,
-                self.size[0] // columns)
+        return self.variant.latent_channels, segment.latents, self.size[1] // rows, self.size[0] // columns
+
+    @property
+    def is_long(self) -> bool:
+        """Whether several chunks make the video."""
+        return len(self.segments) > 1
+
+    @property
+    def sound_rows(self) -> int:
+        """Frames that the sound is heard at, to the end of the last chunk."""
+        return self.segments[-1].rows(self.timing).stop
+
+    @property
+    def sound_lead_s(self) -> float:
+        """Seconds of silence in front of the sound in the written video."""
+        return self.timing.mux_lead_s(self.fps)
 
     @property
     def summary(self) -> str:
         """One line for a list of prompts."""
         sound = "" if self.scene.sound is None else f", {self.scene.sound.duration_s:.2f} s of sound"
+        sound += f" in {len(self.segments)} chunks" if self.is_long else ""
         return (f"{self.size[0]}x{self.size[1]}, {self.shown_frames} frames at {self.fps:g} fps{sound}, "
                 f"{self.sampling.steps} steps, seed {self.seed}: {self.prompt}")
 
@@ -104,7 +138,7 @@ class Plan:
         sound = self.scene.sound
         if sound is None or (self.request.video_length is None and self.request.trim_tail_frames == 0):
             return sound
-        samples = max(round((self.shown_frames / self.fps - self.request.audio_lead) * sound.sample_rate), 0)
+        samples = max(round((self.shown_frames / self.fps - self.sound_lead_s) * sound.sample_rate), 0)
         return Sound(sound.samples[:, :samples], sound.sample_rate)
 
     @property
@@ -123,25 +157,64 @@ def make_plan(request: GenerationRequest, files: ModelFiles) -> Plan:
     scene = read_scene(request)
     adapters, task = files.adapters, files.task
     mode = adapters.picture_mode or ("omniavatar" if "reference_latents" in adapters.features else "wan_i2v")
-    size = clip_size(*request.video_size, mode, scene.shape)
-    if size != (request.video_size[1], request.video_size[0]):
-        log.info("size %dx%d: the shape of %s at the area of --video_size %d %d", *size, request.image_path,
-                 *request.video_size)
-    default_fps = adapters.fps or (AUDIO_FPS if "audio" in adapters.features else float(task.fps))
-    fps = request.fps or default_fps
-    length = clip_length(request.video_length, task.frames, fps=fps,
-                         sound_s=None if scene.sound is None else scene.sound.duration_s + request.audio_lead)
-    if scene.sound is not None and (problem := longest_problem(length, fps, request.max_tokens, size)):
-        raise ConfigError(f"--audio {request.audio}: {problem}")
+    asked = _asked_size(request, files, scene)
+    size = clip_size(*asked, mode, scene.shape)
+    if size != (asked[1], asked[0]):
+        log.info("size %dx%d: the shape of %s at the area of --video_size %d %d", *size, request.image_path, *asked)
+    fps = request.fps or adapters.fps or (AUDIO_FPS if "audio" in adapters.features else float(task.fps))
+    timing = _timing(request, files)
+    total = clip_length(request.video_length, task.frames, fps=fps, shift=timing.shift,
+                        sound_s=None if scene.sound is None else scene.sound.duration_s + timing.lead_s)
+    segments = _segments(request, total, size, fps, timing, scene, first_known=int(adapters.starts_from_picture))
+    length = Length(segments[0].frames, total)
     if request.control_path is not None:
         _refuse_short_control(request, fps, length.frames)
     if request.trim_tail_frames >= length.shown:
         raise ConfigError(f"--trim_tail_frames {request.trim_tail_frames} leaves nothing of {length.shown} frames.")
     if adapters.fps and fps != adapters.fps:
         log.info("note: the LoRA was trained at %g fps; %g fps are asked for", adapters.fps, fps)
-    filled = _filled(request, files, size).model_copy(update={"fps": fps})
+    filled = _filled(request, files, size).model_copy(update={"fps": fps, "video_size": asked})
     return Plan(request=filled, variant=files.variant, scene=scene, size=size, length=length, picture_mode=mode,
-                features=_features(request, files), starts_from_picture=adapters.starts_from_picture)
+                features=_features(request, files), starts_from_picture=adapters.starts_from_picture,
+                segments=segments, timing=timing)
+
+
+def _asked_size(request: GenerationRequest, files: ModelFiles, scene: Scene) -> tuple[int, int]:
+    """Height and width: as asked, or with OmniAvatar's file the one of its sizes that is nearest to the picture's."""
+    if "video_size" in request.model_fields_set or not files.adapters.is_omniavatar or scene.shape is None:
+        return request.video_size
+    height, width = nearest_size(scene.shape, OMNIAVATAR_SIZES[request.max_hw])
+    log.info("size %dx%d: of OmniAvatar's sizes the nearest to the picture's shape", width, height)
+    return height, width
+
+
+def _timing(request: GenerationRequest, files: ModelFiles) -> SoundTiming:
+    is_omniavatar = request.omniavatar_lead or files.adapters.is_omniavatar
+    silence_s = OMNIAVATAR_SILENCE_S if is_omniavatar else 0.0
+    return SoundTiming(silence_s if request.audio_lead is None else request.audio_lead, shift=int(is_omniavatar))
+
+
+def _segments(request: GenerationRequest, total: int, size: tuple[int, int], fps: float, timing: SoundTiming,
+              scene: Scene, *, first_known: int) -> tuple[Segment, ...]:
+    """The chunks of a video; without sound it is one, however long."""
+    if scene.sound is None:
+        return cut_into_segments(total, ceil_frame_count(total), 1, first_known=first_known)
+    longest = request.chunk_frames or omniavatar_frames_for_tokens(request.max_tokens, size[1], size[0])
+    if problem := chunk_problem(total, longest, request.overlap_frame, fps):
+        raise ConfigError(f"--audio {request.audio}: {problem}")
+    if total > longest and request.end_image_path is not None:
+        raise ConfigError(f"--end_image_path: {total / fps:.2f} s need several chunks of {longest} frames, and only one "
+                          "chunk can end in a picture. Cut the sound, or raise --max_tokens or --chunk_frames.")
+    return cut_into_segments(total, longest, request.overlap_frame, first_known=first_known, whole=timing.shift > 0,
+                             loudness=_loudness(scene.sound, total, fps, timing) if request.seams_in_pauses else None)
+
+
+def _loudness(sound: Sound, total: int, fps: float, timing: SoundTiming) -> list[float]:
+    """Energy of the sound at every frame of the video: the mean square of its samples."""
+    samples = mono16k(sound)
+    begins = [round((frame / fps - timing.mux_lead_s(fps)) * AUDIO_SAMPLE_RATE_HZ) for frame in range(total + 1)]
+    pieces = [samples[max(begin, 0):max(end, 0)] for begin, end in zip(begins, begins[1:], strict=False)]
+    return [float((piece.astype("float64")**2).mean()) if len(piece) else 0.0 for piece in pieces]
 
 
 def _refuse_short_control(request: GenerationRequest, fps: float, frames: int) -> None:
@@ -163,8 +236,12 @@ def _filled(request: GenerationRequest, files: ModelFiles, size: tuple[int, int]
         "flow_shift": task.shift_for(*size),
         "guidance_scale": AUDIO_GUIDANCE if is_audio_driven else task.guidance,
         "negative_prompt": OMNIAVATAR_NEGATIVE_PROMPT if is_audio_driven else task.negative_prompt}
-    return request.model_copy(update={name: value for name, value in defaults.items()
-                                      if getattr(request, name) is None})
+    filled = {name: value for name, value in defaults.items() if getattr(request, name) is None}
+    timing = _timing(request, files)
+    filled |= {"audio_lead": timing.lead_s, "omniavatar_lead": timing.shift > 0}
+    if files.adapters.is_omniavatar and "sample_solver" not in request.model_fields_set:
+        filled["sample_solver"] = "euler"
+    return request.model_copy(update=filled)
 
 
 def _features(request: GenerationRequest, files: ModelFiles) -> tuple[str, ...]:

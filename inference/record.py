@@ -15,7 +15,7 @@ from wan.encoders.registry import FEATURES
 from wan.weights.dit import FOLDERS_FILES
 from wan.weights.shards import find_files
 
-NOT_KEPT = ("from_file", "save_path", "latent_path", "no_metadata", "ckpt_dir")
+NOT_KEPT = ("from_file", "save_path", "latent_path", "no_metadata", "ckpt_dir", "resume")
 """Settings of the run, not of the result."""
 MODELS = {"dit": FOLDERS_FILES, "vae": FEATURES["latents"].preferred, "t5": FEATURES["text"].preferred,
           "clip": FEATURES["clip"].preferred, "wav2vec": FEATURES["audio"].preferred}
@@ -55,10 +55,11 @@ def make_record(plan: Plan, paths: Mapping[str, Any], now: datetime, device: str
         "created": now.astimezone().isoformat(timespec="seconds"),
         "settings": settings_of(request),
         "result": {"width": width, "height": height, "frames": plan.shown_frames,
-                   "generated_frames": plan.length.frames, "fps": plan.fps, "picture_mode": plan.picture_mode,
+                   "generated_frames": sum(one.frames for one in plan.segments), "chunks": len(plan.segments),
+                   "fps": plan.fps, "picture_mode": plan.picture_mode,
                    "features": list(plan.features),
                    "sound_s": None if plan.scene.sound is None else plan.scene.sound.duration_s,
-                   "sound_lead_s": request.audio_lead},
+                   "sound_lead_s": plan.sound_lead_s},
         "weights": files,
         "loras": loras,
         "versions": {"python": platform.python_version(), "torch": torch.__version__,

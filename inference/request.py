@@ -8,6 +8,7 @@ from typing import Literal
 from common.config import Section, flag
 from common.errors import ConfigError
 from common.timebase import floor_frame_count, is_valid_frame_count
+from inference.segments import overlap_problem
 from wan.variants import TASKS, find_task
 
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]
@@ -87,8 +88,9 @@ class SceneChoice(Section):
                                      group="Scene")
     audio: Path | None = flag(None, "sound that drives the video and is written into it; needs a LoRA with an audio "
                                     "condition", group="Scene")
-    audio_lead: float = flag(0.0, "seconds of silence in front of the sound, for the model and in the video", ge=0,
-                             group="Scene")
+    audio_lead: float | None = flag(None, "seconds of silence in front of the sound, for the model and in the video "
+                                          "(default: 0; 0.3 as OmniAvatar does, with its file or --omniavatar_lead)",
+                                    ge=0, group="Scene")
     video_size: tuple[int, int] = flag((256, 256), "height and width in pixels, multiples of 16; for image-to-video "
                                                    "this is the area, and the picture rules the shape", group="Scene")
     video_length: int | None = flag(None, "frames, 4n+1 (default: the sound's length, else the task's, 81)",
@@ -96,8 +98,6 @@ class SceneChoice(Section):
     fps: float | None = flag(None, "frames a second (default: what the LoRA was trained at, else 25 with sound, else "
                                    "16)",
                              group="Scene", gt=0)
-    max_tokens: int = flag(30000, "longest audio-driven clip, counted as OmniAvatar counts its token budget",
-                           group="Scene", ge=1)
     trim_tail_frames: int = flag(0, "drop this many frames at the end", group="Scene", ge=0)
     from_file: Path | None = flag(None, "file of prompts, one a line with options (--w --h --f --d --s --l --fs --i "
                                         "--ei --a --n …), OmniAvatar's prompt@@image@@audio lines, .toml or .json",
@@ -146,6 +146,39 @@ class GuidanceChoice(Section):
                        "the second, from 0 to 1. 0 0.8 leaves out the last fifth.")
 
 
+class LongChoice(Section):
+    """Sounds that are longer than one chunk."""
+
+    max_tokens: int = flag(30000, "longest chunk of an audio-driven video, counted as OmniAvatar counts its token budget",
+                           group="Long video", ge=1)
+    chunk_frames: int | None = flag(None, "longest chunk in frames, 4n+1, in place of --max_tokens", group="Long video")
+    overlap_frame: int = flag(13, "frames, 4n+1, that a chunk takes over from the one before", group="Long video")
+    stitch: Literal["pixel", "latent"] = flag("pixel", "how they are taken over: decoded and encoded again, as OmniAvatar "
+                                                       "does, or as the latents that they are", group="Long video")
+    seams_in_pauses: bool = flag(False, "let chunks end where nobody speaks; they get up to a third shorter",
+                                 group="Long video")
+    color_match: float = flag(0.0, "how far each frame's colours (mean and spread in Lab) are brought back to the "
+                                   "picture's, 0 to 1, against drift over many chunks", group="Long video", ge=0, le=1)
+    omniavatar_lead: bool = flag(False, "hear and place the sound as OmniAvatar does: 0.3 s of silence in front, the "
+                                        "sound one frame later, every chunk full; its own file brings this by itself",
+                                 group="Long video")
+    max_hw: int = flag(720, "sizes to choose from where OmniAvatar's file is loaded and no --video_size is given: 720 "
+                            "(400x720, 720x720, 720x400) or 1280 (up to 720x1280)", choices=(720, 1280),
+                       group="Long video")
+    audio_window: float = flag(120.0, "seconds of sound that the audio encoder hears at once; a longer sound is heard in "
+                                      "windows of this length, which changes its features a little",
+                               group="Long video", ge=20)
+    resume: bool = flag(False, "go on with the chunks that an interrupted run left beside --save_path",
+                        group="Long video")
+
+    def long_problems(self) -> Iterable[str]:
+        """Chunk lengths off the rule."""
+        if problem := overlap_problem(self.overlap_frame):
+            yield problem
+        if self.chunk_frames is not None and not is_valid_frame_count(self.chunk_frames):
+            yield frame_count_problem(self.chunk_frames, "--chunk_frames")
+
+
 class OutputChoice(Section):
     """Where the result goes."""
 
@@ -157,7 +190,7 @@ class OutputChoice(Section):
                                     "says generated stays", group="Output")
 
 
-class GenerationRequest(OutputChoice, SamplingChoice, GuidanceChoice, SceneChoice, LoraChoice, ModelChoice):
+class GenerationRequest(OutputChoice, SamplingChoice, GuidanceChoice, LongChoice, SceneChoice, LoraChoice, ModelChoice):
     """Settings of one generation; every field is a flag of generate_video.py."""
 
     def problems(self) -> Iterable[str]:
@@ -173,6 +206,7 @@ class GenerationRequest(OutputChoice, SamplingChoice, GuidanceChoice, SceneChoic
             yield (f"--lora_multiplier has {len(self.lora_multiplier)} values for {len(self.lora_weight)} LoRA "
                    "files. Give one for each, or one for all.")
         yield from self.interval_problems()
+        yield from self.long_problems()
         if self.attn_mode in NO_SUCH_ATTENTION:
             yield f"--attn_mode {self.attn_mode}: {NO_SUCH_ATTENTION[self.attn_mode]}"
         for pattern in (*self.include_patterns, *self.exclude_patterns):
@@ -182,13 +216,16 @@ class GenerationRequest(OutputChoice, SamplingChoice, GuidanceChoice, SceneChoic
                 yield f"'{pattern}' is no regular expression: {error}."
         if self.save_path is not None and self.save_path.suffix.lower() in FOREIGN_VIDEO_SUFFIXES:
             yield f"--save_path {self.save_path}: videos are written as .mp4. Use that ending, or a folder."
+        if self.resume and (self.save_path is None or self.save_path.suffix.lower() not in VIDEO_SUFFIXES):
+            yield (f"--resume: --save_path must name the video, and it is {self.save_path or 'not given'}. The chunks lie "
+                   "in a folder beside it that is called as it with .parts behind.")
         if self.latent_path and self.from_file:
             yield "--latent_path only decodes and --from_file only generates. Give one of the two."
 
 
-def frame_count_problem(frames: int) -> str:
+def frame_count_problem(frames: int, flag_name: str = "--video_length") -> str:
     """Sentence for a number of frames that is not 4n+1."""
     if frames < 1:
-        return f"--video_length {frames}: a video has at least 1 frame. Use 4n+1 frames, such as 81."
+        return f"{flag_name} {frames}: a video has at least 1 frame. Use 4n+1 frames, such as 81."
     below = floor_frame_count(frames)
-    return f"--video_length {frames}: Wan makes 4n+1 frames. Use {below} or {below + 4}."
+    return f"{flag_name} {frames}: Wan makes 4n+1 frames. Use {below} or {below + 4}."

@@ -13,18 +13,20 @@ from torch import Tensor
 
 from common.media.sound import Sound
 from inference.request import GenerationRequest
+from inference.segments import SoundTiming
 
 
 @dataclass(frozen=True)
 class GenerationResult:
     """One generated clip."""
 
-    video: Float[Tensor, "3 F H W"]
-    """Pixels in -1…1, float32 on the CPU; only the frames that are written."""
-    latents: Float[Tensor, "16 T h w"]
-    """All latents, float32 on the CPU."""
+    video: Float[Tensor, "3 F H W"] | None
+    """Pixels in -1…1, float32 on the CPU; only the frames that are written. None where a long video went chunk by chunk
+    to its file."""
+    latents: Float[Tensor, "16 T h w"] | None
+    """All latents, float32 on the CPU; None for several chunks, whose latents are not one stream."""
     sound: Sound | None
-    """The driving sound, heard `settings.audio_lead` seconds after the first frame begins."""
+    """The driving sound, heard `sound_lead_s` seconds after the first frame begins."""
     fps: float
     settings: GenerationRequest
     """Settings with every default filled in."""
@@ -34,8 +36,15 @@ class GenerationResult:
     """Where the result was written; None when the request names no place."""
 
     @property
+    def sound_lead_s(self) -> float:
+        """Seconds of silence in front of the sound in the written video."""
+        settings = self.settings
+        return SoundTiming(settings.audio_lead or 0.0, int(settings.omniavatar_lead)).mux_lead_s(self.fps)
+
+    @property
     def frames(self) -> UInt8[np.ndarray, "F H W 3"]:
         """The video as 8-bit RGB frames."""
+        assert self.video is not None, "a long video is read from its file"
         return to_frames(self.video)
 
 

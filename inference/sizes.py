@@ -1,13 +1,16 @@
 """Size and length of a clip: the rules that turn a request, a picture and a sound into whole numbers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.media.picture import wan_i2v_size
-from common.timebase import (
-    ceil_frame_count,
-    frames_in,
-    omniavatar_frames_for_tokens,
-)
+from common.timebase import frames_in
+
+OMNIAVATAR_SIZES: dict[int, tuple[tuple[int, int], ...]] = {
+    720: ((400, 720), (720, 720), (720, 400)),
+    1280: ((720, 720), (528, 960), (960, 528), (720, 1280), (1280, 720)),
+}
+"""(height, width) of OmniAvatar's `image_sizes_720` (its "480p") and `image_sizes_1280` ("720p"), by `max_hw`."""
 
 
 @dataclass(frozen=True)
@@ -15,9 +18,9 @@ class Length:
     """Video frames of a clip."""
 
     frames: int
-    """What the model makes, 4n+1."""
+    """What the model makes at once, 4n+1: the whole clip, or the first chunk of a long one."""
     shown: int
-    """What is written: the frames that the sound covers, or all."""
+    """What is written of all chunks together: the frames that the sound covers, or all."""
 
 
 def size_problem(height: int, width: int, multiple: int) -> str:
@@ -44,22 +47,20 @@ def clip_size(height: int, width: int, picture_mode: str, picture: tuple[int, in
     return wan_i2v_size(*picture, height * width)
 
 
-def clip_length(asked: int | None, default: int, *, sound_s: float | None, fps: float) -> Length:
-    """Frames of the clip: the asked number, else enough for the sound, else the default."""
+def clip_length(asked: int | None, default: int, *, sound_s: float | None, fps: float, shift: int = 0) -> int:
+    """Frames that are written: the asked number, else what the sound covers, else the default.
+
+    `sound_s` includes the silence in front; `shift`: frames by which the sound begins after the first one.
+    """
     if asked is not None:
-        return Length(asked, asked)
-    if sound_s is None:
-        return Length(default, default)
-    shown = max(frames_in(sound_s, fps), 1)
-    return Length(ceil_frame_count(shown), shown)
+        return asked
+    return default if sound_s is None else max(frames_in(sound_s, fps), 1) + shift
 
 
-def longest_problem(length: Length, fps: float, max_tokens: int, size: tuple[int, int]) -> str:
-    """Sentence for an audio-driven clip that is longer than one chunk; empty when it fits."""
-    width, height = size
-    longest = omniavatar_frames_for_tokens(max_tokens, height, width)
-    if length.frames <= longest:
-        return ""
-    return (f"{length.shown / fps:.2f} s are longer than one clip can be at {width}x{height}: at most "
-            f"{longest / fps:.2f} s ({longest} frames at {fps:g} fps). Cut the sound (or give --video_length "
-            f"{longest}), use a smaller --video_size, or raise --max_tokens where the memory allows.")
+def nearest_size(picture: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The size (height, width) whose ratio of the sides is nearest to the picture's; of equals the nearer longer side.
+
+    Source: OmniAvatar `scripts/inference.py`, which chooses among `OMNIAVATAR_SIZES`.
+    """
+    height, width = picture
+    return min(sizes, key=lambda size: (abs(size[0] / size[1] - height / width), abs(max(size) - max(picture))))

@@ -1,6 +1,8 @@
 """Rules of size and length."""
 
-from inference.sizes import Length, clip_length, clip_size, longest_problem, size_problem
+import pytest
+
+from inference.sizes import OMNIAVATAR_SIZES, clip_length, clip_size, nearest_size, size_problem
 
 
 def test_wan_image_to_video_takes_the_area_and_the_pictures_shape():
@@ -17,15 +19,15 @@ def test_sizes_off_the_multiple_name_the_next_ones():
 
 
 def test_sound_rules_the_length_where_none_is_asked():
-    assert clip_length(None, 81, sound_s=None, fps=16) == Length(81, 81)
-    assert clip_length(None, 81, sound_s=2.0, fps=25) == Length(53, 50)
-    assert clip_length(None, 81, sound_s=0.5, fps=25) == Length(13, 13)
-    assert clip_length(None, 81, sound_s=1e-4, fps=25) == Length(1, 1)
-    assert clip_length(33, 81, sound_s=2.0, fps=25) == Length(33, 33)
+    assert clip_length(None, 81, sound_s=None, fps=16) == 81
+    assert clip_length(None, 81, sound_s=2.0, fps=25) == 50
+    assert clip_length(None, 81, sound_s=2.0, fps=25, shift=1) == 51
+    assert clip_length(None, 81, sound_s=1e-4, fps=25) == 1
+    assert clip_length(33, 81, sound_s=2.0, fps=25, shift=1) == 33
 
 
-def test_the_longest_sound_is_named_in_seconds():
-    """OmniAvatar's rule: 30000 tokens at 400x720 are 105 frames, 4.2 s at 25 fps."""
-    assert longest_problem(clip_length(None, 81, sound_s=4.2, fps=25), 25, 30000, (720, 400)) == ""
-    problem = longest_problem(clip_length(None, 81, sound_s=4.3, fps=25), 25, 30000, (720, 400))
-    assert "at most 4.20 s (105 frames" in problem and "--video_length 105" in problem
+@pytest.mark.parametrize(("picture", "size"), [((1080, 1920), (400, 720)), ((1920, 1080), (720, 400)),
+                                               ((512, 512), (720, 720)), ((480, 832), (400, 720))])
+def test_omniavatars_size_is_the_one_of_the_nearest_shape(picture, size):
+    """The choices that its script makes."""
+    assert nearest_size(picture, OMNIAVATAR_SIZES[720]) == size

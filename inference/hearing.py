@@ -1,0 +1,72 @@
+"""The whole sound of a video, heard at its frames: at once, or a long one in windows; and what a chunk hears of it."""
+
+import math
+import tempfile
+
+from jaxtyping import Float
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.logs import get_logger
+from common.timebase import AUDIO_SAMPLE_RATE_HZ
+from wan.encoders.audio import AudioEncoder
+from wan.encoders.audio_features import normalise
+
+log = get_logger(__name__)
+
+CONTEXT_S = 10.0
+"""Sound on each side of a window's middle, which is heard and not kept (at most a quarter of the window)."""
+BESIDE = 2
+"""Rows before and after a chunk that a condition may hear."""
+
+
+def hear(encoder: AudioEncoder, sound: Float[np.ndarray, " T"], *, rows: int, fps: float, window_s: float
+         ) -> Float[Tensor, "N K D"]:
+    """All hidden states of a mono 16 kHz sound at `rows` video frames; beyond its end silence is heard.
+
+    A sound of up to `window_s` seconds is encoded whole, as caches do. A longer one is normalised as a whole and then
+    heard in windows of that length, of which the middle is kept: memory is that of one window, and the rows lie in a
+    temporary file. Group norm and attention then reach over the window alone, so the numbers differ a little.
+    """
+    if len(sound) <= window_s * AUDIO_SAMPLE_RATE_HZ:
+        return encoder.encode(torch.from_numpy(sound), sample_rate=AUDIO_SAMPLE_RATE_HZ, fps=fps, frames=rows).cpu()
+    waveform = torch.from_numpy(sound)
+    if encoder.normalises:
+        waveform = normalise(waveform)
+    plain = AudioEncoder(encoder.model, normalises=False)
+    states = _on_disk(rows, encoder.states, encoder.width)
+    context = math.ceil(min(CONTEXT_S, window_s / 4) * fps)
+    step = max(math.floor(window_s * fps) - 2 * context, 1)
+    log.info("the sound is %.0f s long and heard in %d windows of %.0f s", len(sound) / AUDIO_SAMPLE_RATE_HZ,
+             math.ceil(rows / step), window_s)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        begin, end = max(first - context, 0), min(last + context, rows)
+        window = waveform[_sample(begin, fps):_sample(end, fps)]
+        window = torch.nn.functional.pad(window, (0, _sample(end, fps) - _sample(begin, fps) - len(window)))
+        heard = plain.encode(window, sample_rate=AUDIO_SAMPLE_RATE_HZ, fps=fps, frames=end - begin)
+        states[first:last] = heard[first - begin:last - begin].float().cpu()
+    return states
+
+
+def _sample(frame: int, fps: float) -> int:
+    return round(frame * AUDIO_SAMPLE_RATE_HZ / fps)
+
+
+def _on_disk(*shape: int) -> Tensor:
+    """Zeros in a file that is gone with the tensor: 1 MB for a second of a 13-state encoder would else fill memory."""
+    with tempfile.TemporaryFile() as file:  # the mapping keeps the space until it is let go
+        return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
+
+
+def cut_rows(states: Float[Tensor, "N K D"], rows: range) -> dict[str, Float[Tensor, "1 M K D"]]:
+    """What a chunk hears: `states`, its own rows, and the two rows `before` and `after` it.
+
+    Rows outside of the sound are its edge rows again.
+    """
+    def taken(wanted: range) -> Tensor:
+        return states[[min(max(row, 0), len(states) - 1) for row in wanted]][None]
+
+    return {"states": taken(rows), "before": taken(range(rows.start - BESIDE, rows.start)),
+            "after": taken(range(rows.stop, rows.stop + BESIDE))}
