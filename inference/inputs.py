@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.features import FeatureBatch
+from common.features import AFTER, BEFORE, FeatureBatch, rows_of_span
 from common.media.item import Media
 from common.media.picture import exact_frames, fit
 from common.media.sound import mono16k
-from common.timebase import AUDIO_SAMPLE_RATE_HZ
+from common.timebase import AUDIO_SAMPLE_RATE_HZ, frames_in
 from inference.plan import Plan
 from wan.conditions.given_frames import with_first_frame_given
 from wan.encoders.base import Encoder, ModelEncoder
 from wan.encoders.registry import FEATURES
+from wan.encoders.specs import AUDIO_HALO
 
 ORDER = ("clip", "audio", "image_latents", "reference_latents", "control_latents")
 """Features by the model that makes them, so that each model is loaded once; the VAE, which is needed again, last."""
@@ -58,7 +59,8 @@ def media_for(name: str, plan: Plan) -> Media:
         control = _control_frames(plan)
     reference = _fitted_pictures(plan)[0] if name == "reference_latents" else None
     sound = _heard_sound(plan) if name == "audio" else None
-    return Media(n_frames=plan.length.frames, fps=plan.fps, frames=frames, control=control, reference=reference,
+    heard = 0 if sound is None else frames_in(len(sound) / AUDIO_SAMPLE_RATE_HZ, plan.fps)
+    return Media(n_frames=max(plan.length.frames, heard), fps=plan.fps, frames=frames, control=control, reference=reference,
                  sound=sound)
 
 
@@ -101,6 +103,11 @@ def _control_frames(plan: Plan) -> np.ndarray:
 def assemble(plan: Plan, features: Mapping[str, Mapping[str, Tensor]], text: Tensor, negative_text: Tensor) -> Prepared:
     """Join the features of one clip to a batch of one, with what is given and what is still."""
     stacked = {name: {key: tensor[None] for key, tensor in tensors.items()} for name, tensors in features.items()}
+    if "audio" in features:
+        states = features["audio"]["states"]
+        rows = rows_of_span(lambda start, end: states[start:end], len(states), (0, plan.length.frames), AUDIO_HALO)
+        names = (BEFORE, "states", AFTER)
+        stacked["audio"] = {name: tensor[None] for name, tensor in zip(names, rows, strict=True)}
     batch = FeatureBatch(features=stacked, frames=plan.length.frames, fps=plan.fps)
     if plan.starts_from_picture:
         batch = with_first_frame_given(batch, stacked["reference_latents"]["latents"], plan.latent_shape[1],

@@ -87,6 +87,8 @@ class SceneChoice(Section):
                                     "condition", group="Scene")
     audio_lead: float = flag(0.0, "seconds of silence in front of the sound, for the model and in the video", ge=0,
                              group="Scene")
+    audio_gain: str | None = flag(None, "strength of the audio condition by block: 0.5 everywhere, or 2-8:0.5,12:0 "
+                                        "with 1 in the other blocks (default: as trained)", group="Scene")
     video_size: tuple[int, int] = flag((256, 256), "height and width in pixels, multiples of 16; for image-to-video "
                                                    "this is the area, and the picture rules the shape", group="Scene")
     video_length: int | None = flag(None, "frames, 4n+1 (default: the sound's length, else the task's, 81)",

@@ -12,6 +12,9 @@ Given = Literal["first", "first_last"]
 Scope = Literal["file", "clip"]
 """How much sound an audio encoder hears at once: the whole source file, or the clip's span alone."""
 
+AUDIO_HALO = 2
+"""Rows of sound on each side of a clip that its audio conditions may hear (their `hears`)."""
+
 CLIP_KEY: tuple[KeyPart, ...] = ("source", "span", "size")
 
 LATENTS = FeatureSpec("latents", 1, CLIP_KEY, (TensorSpec("latents", "16 F H W"),))
@@ -31,7 +34,8 @@ def clip_spec(given: Given = "first") -> FeatureSpec:
 def audio_spec(scope: Scope = "file") -> FeatureSpec:
     """Contract of `audio`: a row for each video frame; of the whole source, to be cut, or of the clip alone."""
     keyed_by: tuple[KeyPart, ...] = ("source",) if scope == "file" else ("source", "span")
-    states = TensorSpec("states", "N K D", span_axis=0 if scope == "file" else None)
+    of_file = scope == "file"
+    states = TensorSpec("states", "N K D", span_axis=0 if of_file else None, halo=AUDIO_HALO if of_file else 0)
     return FeatureSpec("audio", 1, keyed_by, (states,), command="cache_audio_features.py")
 
 
