@@ -72,6 +72,8 @@ class FeatureSpec:
                              "Look at the source file, and at the encoder's dtype (fp16 overflows; use bf16 or fp32).")
 
 
+AUDIO_HALO = 2
+"""Rows of sound on each side of a clip that its audio conditions may hear (their `hears`)."""
 BEFORE, AFTER = "before", "after"
 """Names of the rows on both sides of a clip, beside the tensor that has a `halo`."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.features import AFTER, BEFORE, FeatureBatch, rows_of_span
+from common.features import AFTER, AUDIO_HALO, BEFORE, FeatureBatch, rows_of_span
 from common.media.item import Media
 from common.media.picture import exact_frames, fit
 from common.media.sound import mono16k
@@ -18,7 +18,6 @@ from inference.plan import Plan
 from wan.conditions.given_frames import with_first_frame_given
 from wan.encoders.base import Encoder, ModelEncoder
 from wan.encoders.registry import FEATURES
-from wan.encoders.specs import AUDIO_HALO
 
 ORDER = ("clip", "audio", "image_latents", "reference_latents", "control_latents")
 """Features by the model that makes them, so that each model is loaded once; the VAE, which is needed again, last."""
@@ -60,8 +59,8 @@ def media_for(name: str, plan: Plan) -> Media:
     reference = _fitted_pictures(plan)[0] if name == "reference_latents" else None
     sound = _heard_sound(plan) if name == "audio" else None
     heard = 0 if sound is None else frames_in(len(sound) / AUDIO_SAMPLE_RATE_HZ, plan.fps)
-    return Media(n_frames=max(plan.length.frames, heard), fps=plan.fps, frames=frames, control=control, reference=reference,
-                 sound=sound)
+    return Media(n_frames=max(plan.length.frames, heard), fps=plan.fps, frames=frames, control=control,
+                 reference=reference, sound=sound)
 
 
 def _heard_sound(plan: Plan) -> np.ndarray | None:

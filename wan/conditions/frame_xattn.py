@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.features import FeatureBatch
+from common.features import AUDIO_HALO, FeatureBatch
 from wan.conditions.base import ConditionState
 from wan.conditions.frames import FIRST_WINDOW, LATER_WINDOW, add_to_video, by_frame, linear, windows
 from wan.conditions.sound import AudioCondition, AudioSettings, Voices
-from wan.encoders.specs import AUDIO_HALO
 from wan.modules.attention import attend
 from wan.modules.hooks import Forward
 from wan.modules.norm import LayerNorm

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.features import AUDIO_HALO
 from common.timebase import VAE_TEMPORAL_STRIDE
-from wan.encoders.specs import AUDIO_HALO
 from wan.modules.hooks import Forward
 
 LATER_WINDOW = VAE_TEMPORAL_STRIDE + 2 * AUDIO_HALO

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ConditionError
-from common.features import FeatureBatch
+from common.features import AUDIO_HALO, FeatureBatch
 from wan.conditions.base import ConditionState
 from wan.conditions.frames import LATER_WINDOW, add_to_video, by_frame, linear, windows
 from wan.conditions.omniavatar_add import (
@@ -29,7 +29,6 @@ from wan.conditions.omniavatar_add import (
     residuals_of,
 )
 from wan.conditions.sound import AudioCondition, AudioSettings, Voices
-from wan.encoders.specs import AUDIO_HALO
 from wan.modules.attention import attend
 from wan.modules.hooks import Forward
 from wan.modules.norm import LayerNorm, RMSNorm

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ConditionError
-from common.features import FeatureBatch
+from common.features import AUDIO_HALO, FeatureBatch
 from common.timebase import VAE_TEMPORAL_STRIDE
 from wan.conditions.given_frames import GivenFrames
 from wan.conditions.reference_channels import (
@@ -25,7 +25,6 @@ from wan.conditions.reference_channels import (
     reference_of,
 )
 from wan.conditions.sound import AudioCondition, AudioSettings, Voices
-from wan.encoders.specs import AUDIO_HALO
 from wan.modules.hooks import Forward
 from wan.variants import Variant
 

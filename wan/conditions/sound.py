@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.errors import ConditionError
-from common.features import AFTER, BEFORE, FeatureBatch
+from common.features import AFTER, AUDIO_HALO, BEFORE, FeatureBatch
 from common.timebase import video_frame_count
 from wan.conditions.base import Condition
-from wan.encoders.specs import AUDIO_HALO
 from wan.variants import Variant
 
 SILENCE = "silence"

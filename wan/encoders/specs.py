@@ -5,15 +5,12 @@ Letters of the shapes: F, H, W latent frames, height and width; N video frames; 
 
 from typing import Literal
 
-from common.features import FeatureSpec, KeyPart, TensorSpec
+from common.features import AUDIO_HALO, FeatureSpec, KeyPart, TensorSpec
 
 Given = Literal["first", "first_last"]
 """Which frames of the clip an image-to-video model is given."""
 Scope = Literal["file", "clip"]
 """How much sound an audio encoder hears at once: the whole source file, or the clip's span alone."""
-
-AUDIO_HALO = 2
-"""Rows of sound on each side of a clip that its audio conditions may hear (their `hears`)."""
 
 CLIP_KEY: tuple[KeyPart, ...] = ("source", "span", "size")
 
