@@ -185,6 +185,9 @@ class GatedLite(AudioCondition):
     def __init__(self, settings: GatedLiteSettings, variant: Variant) -> None:
         if not 0 <= settings.outside <= 1:
             raise ConditionError(f"condition '{self.name}': outside = {settings.outside}; it is a share, 0 to 1.")
+        if settings.audio_states < 1:
+            raise ConditionError(f"condition '{self.name}': audio_states = {settings.audio_states}; it mixes the "
+                                 "encoder's hidden states and must know how many there are.")
         self.points = points_of(variant.layers)
         added = range(FIRST_BLOCK, last_hearing_block(variant.layers) + 1) or range(1)
         super().__init__(settings, variant, sorted({*self.points, *added}))
