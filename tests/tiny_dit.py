@@ -36,7 +36,7 @@ def tiny_inputs(batch: int = 2, *, frames: int = 3, seed: int = 1, variant: Vari
 
 
 def tiny_features(batch: int = 2, *, frames: int = 3, seed: int = 2) -> FeatureBatch:
-    """Audio of 3 states, 4 wide, and the rows beside it, reference latents and a given first frame: for `tiny_inputs`."""
+    """Audio of 3 states, 4 wide, and the rows beside it, reference latents, a given first frame: for `tiny_inputs`."""
     draws = torch.Generator().manual_seed(seed)
     video_frames = 4 * (frames - 1) + 1
     mask = torch.zeros(batch, 1, frames, 4, 6)
