@@ -90,18 +90,6 @@ def test_rows_beside_the_clip_are_read_and_clamped_to_the_sound(folder: Path, we
     assert seen == {0: [[0, 0], list(range(9)), [9, 10]], 9: [[7, 8], list(range(9, 18)), [18, 19]]}
 
 
-def test_a_clip_without_sound_has_zeros_beside_it_too(tmp_path: Path, make_video: MakeVideo, weights: Path) -> None:
-    make_video(tmp_path / "clips" / "a.mp4", frames=9, sound_s=0.36, caption="x")
-    make_video(tmp_path / "clips" / "b.mp4", frames=9, caption="y")
-    cache(opened(write_dataset(tmp_path, TOML)), [ToyLatents(weights), ToyAudio(weights)])
-    plan = plan_training(opened(tmp_path / "dataset.toml"), [ToyLatents.spec, _with_halo(weights)])
-    [silent] = [batch for batch in map(load_batch, BatchSampler(plan, seed=0, epoch=0)) if batch.features.present]
-    audio = silent.features.features["audio"]
-    assert {name: list(tensor.shape) for name, tensor in audio.items()} == {
-        "states": [1, 9, 1, 2], "before": [1, 2, 1, 2], "after": [1, 2, 1, 2]}
-    assert not any(tensor.any() for tensor in audio.values())
-
-
 def test_sound_of_the_clip_alone_has_nothing_beside_it(tmp_path: Path, make_video: MakeVideo, weights: Path) -> None:
     make_video(tmp_path / "clips" / "a.mp4", frames=21, sound_s=0.84, caption="x")
     cache(opened(write_dataset(tmp_path, TOML)), [ToyLatents(weights), ToyAudio(weights, "clip")])
