@@ -94,6 +94,9 @@ def read_adapters(request: GenerationRequest, module_paths: Iterable[str], base:
             find_condition(name)
             conditions[name] = (file, settings.get(name, {}) | gain_for(name, request))
     refuse_mixture(conditions)
+    if request.audio_gain is not None and not any("audio" in find_condition(name).features for name in conditions):
+        raise ConfigError(f"--audio_gain {request.audio_gain}: no file of --lora_weight has an audio condition that it "
+                          "could act on. Leave it out.")
     return Adapters(tuple(files), conditions)
 
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.errors import ConditionError
+from common.errors import ConditionError, NetworkFileError
 from common.features import AUDIO_HALO, FeatureBatch
 from common.tensorfile import save_tensors
+from networks.condition_weights import condition_tensors, load_conditions
+from networks.formats import read_lora
 from networks.lora_wan import create_network
 from tests.tiny_dit import tiny_dit, tiny_features, tiny_inputs, tiny_variant
 from wan.conditions.base import Condition
@@ -171,6 +173,21 @@ def test_settings_survive_as_text(name: str) -> None:
     assert type(condition).parse_settings(text) == condition.settings
     again = build_condition(name, text, tiny_variant())
     again.load_state_dict(condition.state_dict())
+
+
+@every
+def test_its_weights_go_through_a_file_and_one_in_part_is_refused(name: str, tmp_path: Path) -> None:
+    condition, fresh = _trained(name), _fresh(name)
+    tensors = condition_tensors({name: condition})
+    save_tensors(tmp_path / "a.safetensors", tensors, {})
+    assert load_conditions({name: fresh}, read_lora(tmp_path / "a.safetensors").conditions, "a") == []
+    for key, tensor in condition.state_dict().items():
+        assert torch.equal(fresh.state_dict()[key], tensor), key
+    key = next(iter(tensors))
+    with pytest.raises(NetworkFileError, match=f"lacks {key.removeprefix(f'conditions.{name}.')}"):
+        load_conditions({name: fresh}, {one: tensor for one, tensor in tensors.items() if one != key}, "a")
+    with pytest.raises(NetworkFileError, match="has unknown extra"):
+        load_conditions({name: fresh}, tensors | {f"conditions.{name}.extra": torch.zeros(1)}, "a")
 
 
 @every

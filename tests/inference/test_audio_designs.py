@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import ConditionError
+from common.errors import ConditionError, ConfigError
 from common.tensorfile import save_tensors
 from inference import load_pipeline
 from networks.metadata import Origin
@@ -47,6 +47,11 @@ def test_the_gain_of_the_request_rules_the_condition(ask_talking, audio_lora):
 def test_a_gain_for_blocks_that_do_not_hear_is_refused_before_models_load(ask_talking, audio_lora):
     with pytest.raises(ConditionError, match="audio_gain '90:0.5' names no block that hears"):
         load_pipeline(ask_talking(lora_weight=[audio_lora], audio_gain="90:0.5"))
+
+
+def test_a_gain_without_an_audio_condition_is_refused(ask):
+    with pytest.raises(ConfigError, match="--audio_gain 0.5: no file of --lora_weight has an audio condition"):
+        load_pipeline(ask(audio_gain="0.5"))
 
 
 def test_two_files_with_two_audio_designs_are_refused(ask_talking, audio_lora, tiny_weights, tmp_path):
