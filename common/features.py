@@ -1,6 +1,6 @@
 """The contract of a cached feature: declared by its encoder, checked by the store, obeyed by the batcher."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,12 +21,15 @@ class TensorSpec:
     frames, `H`/`W` latent height and width, any other letter is free. `batching`: `stack` joins samples on a new
     first axis, `list` keeps one tensor a sample (lengths differ). `span_axis`: the axis that counts video frames of
     the whole source, to be cut to the clip's span by the batcher; None where the entry is already the clip's own.
+    `halo`: rows of that axis which the batcher also reads on each side of the span (see `rows_of_span`); what is
+    stored does not depend on it.
     """
 
     name: str
     shape: str
     batching: Literal["stack", "list"] = "stack"
     span_axis: int | None = None
+    halo: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,30 @@ class FeatureSpec:
                              "Look at the source file, and at the encoder's dtype (fp16 overflows; use bf16 or fp32).")
 
 
+AUDIO_HALO = 2
+"""Rows of sound on each side of a clip that its audio conditions may hear (their `hears`)."""
+BEFORE, AFTER = "before", "after"
+"""Names of the rows on both sides of a clip, beside the tensor that has a `halo`."""
+
+
+def rows_of_span(read: "Callable[[int, int], Tensor]", rows: int, span: tuple[int, int], halo: int
+                 ) -> "tuple[Tensor, Tensor, Tensor]":
+    """Rows before, of and after `span` (first row, end) of a sound of `rows` rows: `halo`, its length and `halo` many.
+
+    `read(start, end)` gives rows of the whole, the first axis counting them. Beyond the ends of the sound its first or
+    last row is repeated (MultiTalk's rule: indices clamped to the file).
+    """
+    import torch
+
+    start, end = span
+    first, last = max(0, start - halo), min(rows, end + halo)
+    found = read(first, last)
+    before = found[:1].expand(halo - (start - first), *found.shape[1:])
+    after = found[-1:].expand(halo - (last - end), *found.shape[1:])
+    wide = torch.cat((before, found, after))
+    return wide[:halo], wide[halo:len(wide) - halo], wide[len(wide) - halo:]
+
+
 @dataclass(frozen=True)
 class FeatureBatch:
     """What a forward pass is conditioned on; the same for a training batch and for a generation.
@@ -79,6 +106,10 @@ class FeatureBatch:
     `first_is_still` `B` bool: frame 0 is a still reference picture, so it has no sound of its own (audio.md 5.7).
     `present[feature]` `B` bool: False where the sample lacks the feature (dropout, guidance, a clip without sound);
     a feature that is not named there is present in every sample.
+
+    Several speakers: `features["audio"]` is the first one's sound, `voices` are the others' (the same keys each), and
+    `regions` `B S F H W` says in 0…1, at latent size, where each of the S = 1 + len(voices) is heard; None, with one
+    speaker, means everywhere.
     """
 
     features: Mapping[str, Mapping[str, Any]]
@@ -88,6 +119,8 @@ class FeatureBatch:
     given_mask: "Tensor | None" = None
     first_is_still: "Tensor | None" = None
     present: "Mapping[str, Tensor]" = field(default_factory=dict)
+    voices: "Sequence[Mapping[str, Tensor]]" = ()
+    regions: "Tensor | None" = None
 
     def to(self, device: "torch.device | str") -> "FeatureBatch":
         """The batch with every tensor on `device`."""
@@ -99,5 +132,5 @@ def _moved(value: Any, device: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _moved(one, device) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_moved(one, device) for one in value]
+        return type(value)(_moved(one, device) for one in value)
     return None if value is None else value.to(device, non_blocking=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.errors import CacheError
-from common.features import FeatureBatch, TensorSpec
+from common.features import AFTER, BEFORE, FeatureBatch, TensorSpec, rows_of_span
 from dataset.plan import FeatureEntry, TrainingItem, entry_shapes
 from dataset.sampler import BatchPlan
 
@@ -46,7 +46,8 @@ def load_batch(plan: BatchPlan) -> LoadedBatch:
     present: dict[str, Tensor] = {}
     for number, entry in enumerate(first.entries):
         column = [one.entries[number] for one in plan.items]
-        features[entry.spec.name] = {spec.name: _lay_out(spec, column, plan.items) for spec in entry.spec.tensors}
+        features[entry.spec.name] = {name: tensor for spec in entry.spec.tensors
+                                     for name, tensor in _lay_out(spec, column, plan.items).items()}
         if any(one.path is None for one in column):
             present[entry.spec.name] = torch.tensor([one.path is not None for one in column])
     if LATENTS not in features:
@@ -57,20 +58,21 @@ def load_batch(plan: BatchPlan) -> LoadedBatch:
                        plan.epoch, plan.index)
 
 
-def _lay_out(spec: TensorSpec, column: Sequence[FeatureEntry], items: Sequence[TrainingItem]) -> Any:
-    tensors = [_read(spec, entry, one) for entry, one in zip(column, items, strict=True)]
+def _lay_out(spec: TensorSpec, column: Sequence[FeatureEntry], items: Sequence[TrainingItem]) -> dict[str, Any]:
+    """The samples' tensors under the tensor's name, and with a halo the rows beside the clips under theirs."""
+    samples = [_read(spec, entry, one) for entry, one in zip(column, items, strict=True)]
     if spec.batching == "list":
-        return tensors
-    shapes = {tuple(tensor.shape) for tensor in tensors}
+        return {spec.name: [sample[spec.name] for sample in samples]}
+    shapes = {tuple(sample[spec.name].shape) for sample in samples}
     if len(shapes) > 1:
         feature = column[0].spec
         raise CacheError(f"{', '.join(one.name for one in items)}: '{feature.name}.{spec.name}' have shapes "
                          f"{sorted(shapes)}, which do not stack. Make them again with {feature.command} --force.")
-    return torch.stack(tensors)
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def _read(spec: TensorSpec, entry: FeatureEntry, one: TrainingItem) -> Tensor:
-    """One sample's tensor; of a whole-source tensor only the rows of the clip are read from the disk."""
+def _read(spec: TensorSpec, entry: FeatureEntry, one: TrainingItem) -> dict[str, Tensor]:
+    """One sample's tensors; of a whole-source tensor only the rows of the clip and its halo are read from the disk."""
     from safetensors import safe_open
 
     if entry.path is None:
@@ -78,21 +80,32 @@ def _read(spec: TensorSpec, entry: FeatureEntry, one: TrainingItem) -> Tensor:
     try:
         with safe_open(entry.path, framework="pt") as file:
             if spec.span_axis is None:
-                return file.get_tensor(spec.name)
+                return {spec.name: file.get_tensor(spec.name)}
             part = file.get_slice(spec.name)
             rows = part.get_shape()[spec.span_axis]
             if rows < one.span.end:
                 raise CacheError(f"{one.name}: '{entry.spec.name}' has {rows} frames, the clip ends at {one.span.end}. "
                                  f"Make it again with {entry.spec.command} --force.")
-            cut = tuple(slice(None) for _ in range(spec.span_axis))
-            return part[(*cut, slice(one.span.start, one.span.end))]
+            return _cut(spec, part, rows, (one.span.start, one.span.end))
     except CacheError:
         raise
     except Exception as error:
         raise CacheError(f"{entry.path}: cannot be read ({error}). Make it again with {entry.spec.command}.") from error
 
 
-def _zeros(spec: TensorSpec, entry: FeatureEntry, one: TrainingItem) -> Tensor:
+def _cut(spec: TensorSpec, part: Any, rows: int, span: tuple[int, int]) -> dict[str, Tensor]:
+    """The rows of `span`, and with a halo those beside it."""
+    axis = spec.span_axis
+    assert axis is not None
+
+    def read(start: int, end: int) -> Tensor:
+        return part[(*(slice(None) for _ in range(axis)), slice(start, end))].movedim(axis, 0)
+
+    found = zip((BEFORE, spec.name, AFTER), rows_of_span(read, rows, span, spec.halo), strict=True)
+    return {name: tensor.movedim(0, axis) for name, tensor in found if spec.halo or name == spec.name}
+
+
+def _zeros(spec: TensorSpec, entry: FeatureEntry, one: TrainingItem) -> dict[str, Tensor]:
     """Zeros in the place of a feature that the sample lacks; `present` says so beside them."""
     assert entry.like is not None
     shape, dtype = _shapes(entry.like, os.stat(entry.like).st_mtime_ns)[spec.name]
@@ -100,7 +113,11 @@ def _zeros(spec: TensorSpec, entry: FeatureEntry, one: TrainingItem) -> Tensor:
     for axis, letter in enumerate(spec.shape.split()):
         if letter in one.sizes:
             shape[axis] = one.sizes[letter]
-    return torch.zeros(shape, dtype=_DTYPES[dtype])
+    zeros = {spec.name: torch.zeros(shape, dtype=_DTYPES[dtype])}
+    if spec.halo and spec.span_axis is not None:
+        shape[spec.span_axis] = spec.halo
+        zeros |= {name: torch.zeros(shape, dtype=_DTYPES[dtype]) for name in (BEFORE, AFTER)}
+    return zeros
 
 
 @lru_cache(maxsize=64)

@@ -123,14 +123,19 @@ class _Search:
 
 
 def _job(dataset: Dataset, spec: FeatureSpec, fingerprint: str | None) -> FeatureJob | None:
-    """The feature as the cache was made, with the encoder that is expected now; None when it was never made."""
+    """The feature as the cache was made, with the encoder that is expected now; None when it was never made.
+
+    How much is read beside a clip (`halo`) is the reader's matter, not the cache's.
+    """
     for folder in dataset.cache_directories:
         record = CacheIndex.load(folder).features.get(spec.name)
         if record is None:
             continue
         job = FeatureJob.from_record(record)
-        if job.spec.version != spec.version:
-            job = replace(job, spec=replace(job.spec, version=spec.version))
+        halos = {tensor.name: tensor.halo for tensor in spec.tensors}
+        tensors = tuple(replace(tensor, halo=0 if tensor.span_axis is None else halos.get(tensor.name, 0))
+                        for tensor in job.spec.tensors)
+        job = replace(job, spec=replace(job.spec, version=spec.version, tensors=tensors))
         return replace(job, fingerprint=fingerprint or job.current_fingerprint() or job.fingerprint)
     return None
 

@@ -1,6 +1,6 @@
 """The LoRA files of a request: what they change, which conditions they carry, and what they were trained at."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 import re
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from networks.merge import LoraMerge
 from networks.metadata import Origin
 from networks.names import kohya_name, spellings
 from wan.conditions.base import Condition
-from wan.conditions.registry import build_condition, find_condition
+from wan.conditions.registry import build_condition, find_condition, refuse_mixture
 from wan.variants import Variant
 
 if TYPE_CHECKING:
@@ -78,17 +78,18 @@ class Adapters:
         return built
 
 
-def read_adapters(request: GenerationRequest, module_paths: Iterable[str]) -> Adapters:
+def read_adapters(request: GenerationRequest, module_paths: Iterable[str], base: Callable[[str], Tensor]) -> Adapters:
     """Read every `--lora_weight` and keep what the patterns leave of it.
 
-    `module_paths` are the dotted names of the base's modules. Raises NetworkFileError for a file that cannot be read,
-    of which the patterns leave nothing, or that brings a condition that another file brings too.
+    `module_paths` are the dotted names of the base's modules, `base(name)` gives one of its parameters. Raises
+    NetworkFileError for a file that cannot be read, of which the patterns leave nothing, or that brings a condition
+    that another file brings too; ConditionError for two conditions that cannot stand beside each other.
     """
     paths = list(module_paths)
     files: list[tuple[LoraFile, float]] = []
     conditions: dict[str, tuple[LoraFile, Mapping[str, str]]] = {}
     for path, multiplier in zip(request.lora_weight, request.multipliers(), strict=True):
-        file = _selected(read_lora(path), paths, request)
+        file = _selected(read_lora(path).relative_to(base), paths, request)
         files.append((file, multiplier))
         settings = recorded_conditions(file.metadata)
         for name in split_by_condition(file.conditions):
@@ -96,8 +97,18 @@ def read_adapters(request: GenerationRequest, module_paths: Iterable[str]) -> Ad
                 raise NetworkFileError(f"{file.path}: brings the condition '{name}', and so does "
                                        f"{conditions[name][0].path}. Give one of the two.")
             find_condition(name)
-            conditions[name] = (file, settings.get(name, {}))
+            conditions[name] = (file, settings.get(name, {}) | gain_for(name, request))
+    refuse_mixture(conditions)
+    if request.audio_gain is not None and not any("audio" in find_condition(name).features for name in conditions):
+        raise ConfigError(f"--audio_gain {request.audio_gain}: no file of --lora_weight has an audio condition that it "
+                          "could act on. Leave it out.")
     return Adapters(tuple(files), conditions)
+
+
+def gain_for(name: str, request: GenerationRequest) -> dict[str, str]:
+    """`--audio_gain` as a setting of a condition that hears."""
+    hears = request.audio_gain is not None and "audio" in find_condition(name).features
+    return {"audio_gain": str(request.audio_gain)} if hears else {}
 
 
 def _selected(file: LoraFile, paths: list[str], request: GenerationRequest) -> LoraFile:

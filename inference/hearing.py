@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.features import AFTER, AUDIO_HALO, BEFORE, rows_of_span
 from common.logs import get_logger
 from common.timebase import AUDIO_SAMPLE_RATE_HZ
 from wan.encoders.audio import AudioEncoder
@@ -17,8 +18,6 @@ log = get_logger(__name__)
 
 CONTEXT_S = 10.0
 """Sound on each side of a window's middle, which is heard and not kept (at most a quarter of the window)."""
-BESIDE = 2
-"""Rows before and after a chunk that a condition may hear."""
 
 
 def hear(encoder: AudioEncoder, sound: Float[np.ndarray, " T"], *, rows: int, fps: float, window_s: float
@@ -61,12 +60,9 @@ def _on_disk(*shape: int) -> Tensor:
 
 
 def cut_rows(states: Float[Tensor, "N K D"], rows: range) -> dict[str, Float[Tensor, "1 M K D"]]:
-    """What a chunk hears: `states`, its own rows, and the two rows `before` and `after` it.
+    """What a chunk hears: `states`, its own rows, and those `before` and `after` it that a condition may reach.
 
     Rows outside of the sound are its edge rows again.
     """
-    def taken(wanted: range) -> Tensor:
-        return states[[min(max(row, 0), len(states) - 1) for row in wanted]][None]
-
-    return {"states": taken(rows), "before": taken(range(rows.start - BESIDE, rows.start)),
-            "after": taken(range(rows.stop, rows.stop + BESIDE))}
+    cut = rows_of_span(lambda start, end: states[start:end], len(states), (rows.start, rows.stop), AUDIO_HALO)
+    return {name: part[None] for name, part in zip((BEFORE, "states", AFTER), cut, strict=True)}

@@ -13,7 +13,7 @@ from common.features import FeatureBatch
 from common.media.item import Media
 from common.media.picture import exact_frames, fit
 from common.media.sound import mono16k
-from common.timebase import AUDIO_SAMPLE_RATE_HZ
+from common.timebase import AUDIO_SAMPLE_RATE_HZ, frames_in
 from inference.hearing import cut_rows, hear
 from inference.plan import Plan
 from inference.segments import Segment
@@ -85,12 +85,12 @@ def media_for(name: str, plan: Plan) -> Media:
 
 
 def hear_sound(encoder: AudioFeatureEncoder, plan: Plan) -> dict[str, Tensor]:
-    """The feature `audio` of the whole video: a row for every frame up to the end of the last chunk."""
+    """The feature `audio` of the whole sound: a row for every frame, up to the end of the last chunk at least."""
     assert plan.scene.sound is not None
     lead = round(plan.timing.lead_s * AUDIO_SAMPLE_RATE_HZ)
     sound = np.pad(mono16k(plan.scene.sound), (lead, 0))
-    return {"states": hear(encoder.audio_encoder, sound, rows=plan.sound_rows, fps=plan.fps,
-                           window_s=plan.request.audio_window)}
+    rows = max(plan.sound_rows, frames_in(len(sound) / AUDIO_SAMPLE_RATE_HZ, plan.fps))
+    return {"states": hear(encoder.audio_encoder, sound, rows=rows, fps=plan.fps, window_s=plan.request.audio_window)}
 
 
 def _fitted_pictures(plan: Plan) -> np.ndarray:

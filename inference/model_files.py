@@ -7,7 +7,7 @@ from common.errors import ConfigError, WeightsError, raise_all
 from inference.adapters import Adapters, read_adapters, refuse_misfits
 from inference.request import GenerationRequest
 from wan.variants import TASKS, Task, Variant, check_task, find_task
-from wan.weights.dit import DitFacts, inspect_dit
+from wan.weights.dit import DitFacts, inspect_dit, read_parameters
 
 OFFICIAL_NAMES = {
     "vae": "Wan2.1_VAE.pth",
@@ -65,7 +65,9 @@ def inspect_models(request: GenerationRequest) -> ModelFiles:
         check_task(request.task, found.variant, request.dit)
     task = find_task(request.task) if request.task is not None else guess_task(found.variant, request.dit)
     empties = found.empty().state_dict()
-    adapters = read_adapters(request, dict.fromkeys(name.rpartition(".")[0] for name in empties))
+    dit = request.dit
+    adapters = read_adapters(request, dict.fromkeys(name.rpartition(".")[0] for name in empties),
+                             lambda name: read_parameters(dit, [name])[name])
     refuse_misfits(adapters, empties)
     adapters.build_conditions(found.variant)
     return ModelFiles(request.dit, request.vae, request.t5, request.tokenizer, request.clip, request.wav2vec,

@@ -91,6 +91,8 @@ class SceneChoice(Section):
     audio_lead: float | None = flag(None, "seconds of silence in front of the sound, for the model and in the video "
                                           "(default: 0; 0.3 as OmniAvatar does, with its file or --omniavatar_lead)",
                                     ge=0, group="Scene")
+    audio_gain: str | None = flag(None, "strength of the audio condition by block: 0.5 everywhere, or 2-8:0.5,12:0 "
+                                        "with 1 in the other blocks (default: as trained)", group="Scene")
     video_size: tuple[int, int] = flag((256, 256), "height and width in pixels, multiples of 16; for image-to-video "
                                                    "this is the area, and the picture rules the shape", group="Scene")
     video_length: int | None = flag(None, "frames, 4n+1 (default: the sound's length, else the task's, 81)",

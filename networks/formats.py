@@ -4,8 +4,8 @@ The layout is told by the keys and the metadata, never by the file's name. Which
 belongs to is decided later, against the model (`networks.names`, `networks.merge`).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 import json
 import math
 import os
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common.errors import NetworkFileError, UserError
 from networks.condition_weights import PREFIX as CONDITION_PREFIX
+from networks.published import OMNIAVATAR, find_published, without_base
 
 _PAIR = re.compile(r"^(?P<stem>.+?)[._]lora[._](?P<side>A|B|down|up)(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?"
                    r"(?P<leaf>\.weight|\.bias)?$")
@@ -33,8 +34,17 @@ _PREFIXES = {
     "diffusion_model.": "ComfyUI",
     "transformer.": "diffusers",
     "pipe.dit.": "DiffSynth",
+    "module.": "DiffSynth",
+    "model.": "DiffSynth",
+    "dit.": "DiffSynth",
 }
 """What stands before a module's name, longest first where one begins another, and whose habit it is."""
+
+_WRAPPERS = ("base_model.model.", "module.", "model.")
+"""Prefixes behind which another one may stand."""
+
+RELEASED_RANK, RELEASED_ALPHA = 128, 64
+"""OmniAvatar's LoRA, whose alpha stands in no tensor."""
 
 _REFUSED = {
     ("dora_scale", "lora_magnitude_vector"): "a DoRA file. DoRA is not supported; leaving its scale out would give "
@@ -95,6 +105,25 @@ class LoraFile:
     metadata: dict[str, str]
     notes: list[str] = field(default_factory=list)
     """Sentences that a user should see, such as an unknown alpha."""
+    whole: tuple[str, ...] = ()
+    """Keys of `conditions` that hold the base's parameter and the difference to it added up (see `relative_to`)."""
+
+    def relative_to(self, base: Callable[[str], Tensor]) -> "LoraFile":
+        """The file with every parameter that was written whole as the difference to `base(name)`; itself if none is.
+
+        NetworkFileError where the base is of another width.
+        """
+        if not self.whole:
+            return self
+        conditions = dict(self.conditions)
+        for key in self.whole:
+            name = key.removeprefix(CONDITION_PREFIX).partition(".")[2]
+            try:
+                conditions[key] = without_base(conditions[key], base(name))
+            except ValueError as error:
+                raise NetworkFileError(f"{self.path}: {name} is {error}. The file belongs to another base model."
+                                       ) from error
+        return replace(self, conditions=conditions, whole=())
 
 
 def read_lora(path: str | os.PathLike[str]) -> LoraFile:
@@ -108,17 +137,34 @@ def read_lora(path: str | os.PathLike[str]) -> LoraFile:
     tensors = {key: tensor for key, tensor in tensors.items() if key not in conditions}
     _refuse_other_kinds(file, tensors)
     entries, others, layouts = _entries(file, tensors)
-    if not entries and not conditions:
+    lora = LoraFile(file, " + ".join(layouts) or "OmniTuner", entries, conditions, others, metadata)
+    published = find_published({_strip(key)[0]: tensors[key] for key in others}, file)
+    if published is not None:
+        if conditions:
+            raise NetworkFileError(f"{file}: holds conditions under our names and {published.form.layout}'s; keep one.")
+        lora = replace(lora, layout=published.form.layout, conditions=published.conditions, others=[],
+                       metadata={**metadata, **published.metadata}, whole=published.whole)
+        _refuse_gaps(lora)
+    if not lora.entries and not lora.conditions:
         raise NetworkFileError(f"{file}: no LoRA in it; its first keys are {', '.join(list(tensors)[:3])}. Expected "
                                "names such as lora_unet_blocks_0_self_attn_q.lora_down.weight.")
-    layout = "OmniAvatar" if _is_omniavatar(others) else " + ".join(layouts)
-    lora = LoraFile(file, layout or "OmniTuner", entries, conditions, others, metadata)
     _set_default_scales(lora)
     return lora
 
 
-def _is_omniavatar(keys: list[str]) -> bool:
-    return any("audio_cond_projs." in key or key.startswith("audio_proj.") for key in keys)
+def _refuse_gaps(lora: LoraFile) -> None:
+    """NetworkFileError where a block lacks a pair that another block has: such a file was cut short."""
+    by_block: dict[int, set[str]] = {}
+    for name in lora.entries:
+        match = re.match(r"blocks\.(\d+)\.(.+)$", name)
+        if match:
+            by_block.setdefault(int(match[1]), set()).add(match[2])
+    everywhere = set().union(*by_block.values())
+    missing = [f"blocks.{i}.{leaf}" for i in range(max(by_block, default=-1) + 1)
+               for leaf in sorted(everywhere - by_block.get(i, set()))]
+    if missing:
+        raise NetworkFileError(f"{lora.path}: a file of {lora.layout} without the LoRA of {len(missing)} layers "
+                               f"({', '.join(missing[:4])}). The file is incomplete; copy or download it again.")
 
 
 def find_file(path: str | os.PathLike[str]) -> Path:
@@ -174,7 +220,7 @@ def _strip(key: str) -> tuple[str, str | None]:
     for prefix, habit in _PREFIXES.items():
         if key.startswith(prefix):
             key, layout = key.removeprefix(prefix), layout or habit
-            if habit != "PEFT":
+            if prefix not in _WRAPPERS:
                 break
     return key, layout
 
@@ -240,9 +286,8 @@ def _set_default_scales(lora: LoraFile) -> None:
         return
     settings = _adapter_settings(lora)
     if settings is None:
-        if lora.layout == "OmniAvatar":
-            raise NetworkFileError(f"{lora.path}: an OmniAvatar file keeps lora_alpha in the config.json beside it, "
-                                   "and there is none. Put both into one folder.")
+        if lora.layout == OMNIAVATAR.layout:
+            _set_released_scale(lora, lacking)
         if lora.layout in ("bare names", "PEFT"):
             lora.notes.append("no alpha in the file and no settings beside it: strength 1 assumed (VideoX-Fun's "
                               "scripts train at 0.5, so that such a file needs a multiplier of 0.5)")
@@ -252,6 +297,17 @@ def _set_default_scales(lora: LoraFile) -> None:
         fits = [value for pattern, value in alphas.items() if re.search(rf"(^|\.){pattern}$", entry.name)]
         alpha = float(fits[0] if fits else settings["lora_alpha"])
         entry.default_scale = alpha / (math.sqrt(entry.rank) if settings.get("use_rslora") else entry.rank)
+
+
+def _set_released_scale(lora: LoraFile, lacking: list[Entry]) -> None:
+    """OmniAvatar's published alpha for its published rank, where no config.json says otherwise."""
+    ranks = sorted({entry.rank for entry in lacking})
+    if ranks != [RELEASED_RANK]:
+        raise NetworkFileError(f"{lora.path}: an OmniAvatar file of rank {', '.join(map(str, ranks))} keeps lora_alpha "
+                               "in the config.json beside it, and there is none. Put both into one folder.")
+    for entry in lacking:
+        entry.default_scale = RELEASED_ALPHA / RELEASED_RANK
+    lora.notes.append(f"no config.json beside the file: alpha {RELEASED_ALPHA} for rank {RELEASED_RANK}, as published")
 
 
 def _adapter_settings(lora: LoraFile) -> dict[str, Any] | None:

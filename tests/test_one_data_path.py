@@ -33,10 +33,12 @@ import wan
 from wan.conditions.base import Condition, ConditionState
 from wan.conditions.image_latent import model_channels, model_clip_features
 from wan.conditions.prepare import prepare_conditions
-from wan.conditions.registry import build_condition
+from wan.conditions.registry import build_condition, find_condition
 from wan.variants import find_task
 
 FRAMES, FPS = 9, 25
+SOURCE_FRAMES = 12
+"""The clip is the start of its source, so that there is sound after it."""
 CAPTION = "a person speaks to the camera"
 TOML = """
 [[datasets]]
@@ -58,11 +60,11 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
     draws = np.random.default_rng(2)
     start = draws.integers(0, 200, (70, 100, 3))
-    frames = np.stack([np.clip(start + 5 * k, 0, 255) for k in range(FRAMES)]).astype(np.uint8)
+    frames = np.stack([np.clip(start + 5 * k, 0, 255) for k in range(SOURCE_FRAMES)]).astype(np.uint8)
     clip = folder / "clips" / "head.mp4"
     write_video(clip, frames, fps=FPS, sound=None)
     clip.with_suffix(".txt").write_text(CAPTION, encoding="utf-8")
-    sound = 0.3 * draws.standard_normal((FRAMES * 16_000 // FPS, 2))
+    sound = 0.3 * draws.standard_normal((SOURCE_FRAMES * 16_000 // FPS, 2))
     soundfile.write(folder / "sounds" / "head.wav", sound, 16_000, subtype="FLOAT")
     Image.fromarray(read_frames(clip, fps=FPS, count=1)[0]).save(folder / "first.png")
     (folder / "data.toml").write_text(TOML.format(folder=folder.as_posix()), encoding="utf-8")
@@ -116,8 +118,8 @@ def test_a_talking_clip_is_shown_alike(media: Path, tiny_weights: Path) -> None:
     for parameter in condition.parameters():
         parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=draws))
     lora = adapter(media / "talking.safetensors", tiny_weights, "t2v", {"omniavatar_add": condition})
-    pipeline, prepared = generated(media, tiny_weights, "t2v", lora_weight=[lora], audio=media / "sounds" / "head.wav",
-                                   wav2vec=tiny_weights / "wav2vec2-base-960h")
+    pipeline, prepared = generated(media, tiny_weights, "t2v", lora_weight=[lora], video_length=FRAMES,
+                                   audio=media / "sounds" / "head.wav", wav2vec=tiny_weights / "wav2vec2-base-960h")
 
     latents = batch.latents.float()
     shown = with_first_frame_shown(batch.features, latents, batch.items)
@@ -130,11 +132,39 @@ def test_a_talking_clip_is_shown_alike(media: Path, tiny_weights: Path) -> None:
                             ClassifierFree(1.0), noise_for(prepared.plan))
     used = velocity.passes["conditional"].states["omniavatar_add"]
     assert_same_states(trained, used)
-    silent = condition.audio_proj(torch.zeros(1, FRAMES, condition.audio_dim))[:, 0]  # type: ignore[operator]
+    silent = condition.audio_proj(torch.zeros(1, FRAMES, condition.frame_width))[:, 0]  # type: ignore[operator]
     heard = condition.audio_proj(vectors(shown))  # type: ignore[operator]
     assert not torch.equal(heard[:, 0], silent), "row 0 of the cache holds sound"
     projected = torch.stack([project(silent) for project in condition.audio_cond_projs], dim=1)  # type: ignore
     torch.testing.assert_close(trained.residuals[:, :, 0], projected)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["frame_xattn", "gated_lite"])
+def test_a_condition_that_hears_beside_the_clip_is_shown_alike(name: str, media: Path, tiny_weights: Path) -> None:
+    batch = cached(media, tiny_weights, ["latents", "text", "audio"], "t2v-1.3B", ("audio", "reference_latents"))
+    variant = wan.load_dit(tiny_weights / "wan2.1_t2v_tiny.safetensors").variant
+    settings = find_condition(name).settings_from_features(batch.features.features)
+    conditions = {name: build_condition(name, settings, variant),
+                  "reference_channels": build_condition("reference_channels", {}, variant)}
+    lora = adapter(media / f"{name}.safetensors", tiny_weights, "t2v", conditions)
+    pipeline, prepared = generated(media, tiny_weights, "t2v", lora_weight=[lora], video_length=FRAMES,
+                                   audio=media / "sounds" / "head.wav", wav2vec=tiny_weights / "wav2vec2-base-960h")
+    latents = batch.latents.float()
+    shown = with_first_frame_shown(batch.features, latents, batch.items)
+    assert_same_features(shown, prepared.batch, ("audio", "reference_latents"))
+    audio = batch.features.features["audio"]
+    assert torch.equal(audio["before"], audio["states"][:, :1].expand_as(audio["before"])), "the sound begins here"
+    assert not torch.equal(audio["after"], audio["states"][:, -1:].expand_as(audio["after"])), "the sound goes on"
+
+    size = tuple(latents.shape[2:])
+    trained = prepare_conditions(conditions, shown, size)
+    used = prepare_conditions(pipeline.models.get("conditions"), prepared.batch, size)
+    assert trained.keys() == used.keys() == conditions.keys()
+    for ours, theirs in zip(trained[name].sound, used[name].sound, strict=True):  # type: ignore[attr-defined]
+        assert torch.equal(ours, theirs)
+    ours, theirs = trained["reference_channels"], used["reference_channels"]
+    assert torch.equal(ours.channels, theirs.channels)  # type: ignore[attr-defined]
+    assert torch.equal(not_none(ours.given).mask, not_none(theirs.given).mask)
 
 
 def assert_same_states(ours: ConditionState, theirs: ConditionState) -> None:

@@ -36,13 +36,15 @@ def tiny_inputs(batch: int = 2, *, frames: int = 3, seed: int = 1, variant: Vari
 
 
 def tiny_features(batch: int = 2, *, frames: int = 3, seed: int = 2) -> FeatureBatch:
-    """Audio of 3 states, 4 wide, reference latents and a given first frame, for `tiny_inputs`."""
+    """Audio of 3 states, 4 wide, and the rows beside it, reference latents, a given first frame: for `tiny_inputs`."""
     draws = torch.Generator().manual_seed(seed)
     video_frames = 4 * (frames - 1) + 1
     mask = torch.zeros(batch, 1, frames, 4, 6)
     mask[:, :, 0] = 1
     return FeatureBatch(
-        features={"audio": {"states": torch.randn(batch, video_frames, 3, 4, generator=draws)},
+        features={"audio": {"states": torch.randn(batch, video_frames, 3, 4, generator=draws),
+                            "before": torch.randn(batch, 2, 3, 4, generator=draws),
+                            "after": torch.randn(batch, 2, 3, 4, generator=draws)},
                   "reference_latents": {"latents": torch.randn(batch, 16, 1, 4, 6, generator=draws)}},
         frames=video_frames, fps=25.0,
         given_latents=torch.randn(batch, 16, frames, 4, 6, generator=draws), given_mask=mask)

@@ -26,11 +26,11 @@ from training.optimizers import optimizer_class, parse_arguments
 from training.schedules import SCHEDULES, ScheduleSettings, check_schedule
 from training.timesteps import TimestepSettings, check_settings
 from wan.conditions.base import Condition
-from wan.conditions.registry import build_condition, find_condition
+from wan.conditions.registry import build_condition, find_condition, refuse_mixture
 from wan.modules.attention import check_backend
 from wan.modules.dit import WanDiT
 from wan.variants import Task, Variant, check_task, find_task
-from wan.weights.dit import inspect_dit
+from wan.weights.dit import inspect_dit, read_parameters
 
 log = get_logger(__name__)
 
@@ -108,6 +108,7 @@ def check(config: TrainConfig) -> Plan:
     clips = find_clips(dataset, task, features, require_sources=config.data.require_sources)
     conditions = _build_conditions(wanted, clips, model.variant)
     if start is not None:
+        start = start.relative_to(lambda name: read_parameters(config.data.dit, [name])[name])
         load_conditions(conditions, start.conditions, start.path)
     return Plan(task=task, variant=model.variant, arguments=arguments, conditions=conditions, dataset=dataset,
                 clips=clips, merge=merge, start=start, is_stored_in_fp8=is_stored_in_fp8)
@@ -202,6 +203,7 @@ def _wanted_conditions(arguments: Mapping[str, str], start: LoraFile | None) -> 
     for name in (*recorded, *wanted):
         find_condition(name)
         wanted[name] = {**recorded.get(name, {}), **wanted.get(name, {})}
+    refuse_mixture(wanted)
     return wanted
 
 

@@ -1,12 +1,14 @@
 """Loading batches: stacked or listed as the contract says, cut to the clip."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from common.errors import CacheError
+from common.features import FeatureSpec, rows_of_span
 from dataset.batches import LoadedBatch, load_batch
 from dataset.plan import TrainingItem, plan_training
 from dataset.sampler import BatchSampler
@@ -69,6 +71,40 @@ def test_rows_of_the_whole_sound_are_cut_to_the_clip(plan: list[TrainingItem]) -
         for one, states in zip(batch.items, batch.features.features["audio"]["states"], strict=True):
             seen[one.span.start] = states[:, 0, 1].tolist()
     assert seen == {0: list(range(9)), 9: list(range(9, 18))}
+
+
+def _with_halo(weights: Path, scope: str = "file") -> FeatureSpec:
+    spec = ToyAudio(weights, scope).spec
+    return replace(spec, tensors=tuple(replace(tensor, halo=2) for tensor in spec.tensors))
+
+
+def test_rows_beside_the_clip_are_read_and_clamped_to_the_sound(folder: Path, weights: Path) -> None:
+    """From a cache whose record knows of no halo: how much is read beside a clip is the reader's matter."""
+    plan = plan_training(opened(folder / "dataset.toml"), [ToyLatents.spec, _with_halo(weights)])
+    seen = {}
+    for batch in map(load_batch, BatchSampler(plan, seed=0, epoch=0)):
+        audio = batch.features.features["audio"]
+        assert audio.keys() == {"states", "before", "after"}
+        for number, one in enumerate(batch.items):
+            seen[one.span.start] = [audio[name][number][:, 0, 1].tolist() for name in ("before", "states", "after")]
+    assert seen == {0: [[0, 0], list(range(9)), [9, 10]], 9: [[7, 8], list(range(9, 18)), [18, 19]]}
+
+
+def test_sound_of_the_clip_alone_has_nothing_beside_it(tmp_path: Path, make_video: MakeVideo, weights: Path) -> None:
+    make_video(tmp_path / "clips" / "a.mp4", frames=21, sound_s=0.84, caption="x")
+    cache(opened(write_dataset(tmp_path, TOML)), [ToyLatents(weights), ToyAudio(weights, "clip")])
+    plan = plan_training(opened(tmp_path / "dataset.toml"), [ToyLatents.spec, _with_halo(weights, "clip")])
+    batch = load_batch(next(iter(BatchSampler(plan, seed=0, epoch=0))))
+    assert batch.features.features["audio"].keys() == {"states"}
+
+
+@pytest.mark.parametrize(("span", "rows"), [
+    ((0, 5), [[0, 0], [0, 1, 2, 3, 4], [5, 6]]), ((1, 6), [[0, 0], [1, 2, 3, 4, 5], [6, 7]]),
+    ((5, 9), [[3, 4], [5, 6, 7, 8], [9, 9]]), ((0, 10), [[0, 0], list(range(10)), [9, 9]]),
+    ((8, 12), [[6, 7], [8, 9, 9, 9], [9, 9]])])
+def test_rows_of_a_span_are_clamped_to_the_sound(span: tuple[int, int], rows: list[list[int]]) -> None:
+    sound = torch.arange(10)
+    assert [part.tolist() for part in rows_of_span(lambda start, end: sound[start:end], 10, span, 2)] == rows
 
 
 def test_batches_may_be_read_by_threads(plan: list[TrainingItem]) -> None:

@@ -1,5 +1,6 @@
 """What training is allowed to read, and the message when it is not."""
 
+from dataclasses import replace
 from pathlib import Path
 import shutil
 
@@ -159,7 +160,9 @@ target_fps = 25
 image_directory = "{d}/pictures"
 """))
     cache(dataset, [ToyLatents(weights), ToyText(weights), ToyAudio(weights)])
-    plan = plan_training(dataset, [*SPECS, ToyAudio(weights).spec])
+    spec = ToyAudio(weights).spec
+    beside = replace(spec, tensors=tuple(replace(tensor, halo=2) for tensor in spec.tensors))
+    plan = plan_training(dataset, [*SPECS, beside])
     assert [one.entries[2].path is not None for one in plan] == [True, False, False]
     batches = {batch.items[0].item.kind + str(batch.items[0].item.section_index): load_batch(batch)
                for batch in BatchSampler(plan, seed=0, epoch=0)}
@@ -168,7 +171,8 @@ image_directory = "{d}/pictures"
         features = batches[name].features
         assert features.present["audio"].tolist() == [False]
         assert features.features["audio"]["states"].shape == (1, frames, 1, 2)
-        assert not features.features["audio"]["states"].any()
+        assert features.features["audio"]["before"].shape == features.features["audio"]["after"].shape == (1, 2, 1, 2)
+        assert not any(tensor.any() for tensor in features.features["audio"].values())
 
 
 def test_sound_that_no_source_has_is_an_error(folder: Path, weights: Path) -> None:

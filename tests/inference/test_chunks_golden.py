@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 import soundfile
 import torch
 from torch import Tensor
@@ -17,37 +17,15 @@ from inference.inputs import Prepared
 from inference.pipeline import Pipeline, load_pipeline
 from inference.request import GenerationRequest
 from inference.segments import Segment
-from networks.metadata import Origin
-from wan.conditions.omniavatar_add import split_patch_embedding
 
 FEATURES = 2e-4
 SEGMENT = 3e-4
 WHOLE_RUN = 1e-3
 """The golden files' tolerances: the sound's features, one segment from its stored start, the run through all of them."""
-CONDITION_PARTS = ("audio_proj.", "audio_cond_projs.")
 
 
-@pytest.fixture(scope="module")
-def lora(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OmniAvatar's file as one of ours: LoRA, condition, and where they come from."""
-    base = load_file(golden / "omniavatar_base" / "diffusion_pytorch_model.safetensors")
-    weights = torch.load(golden / "omniavatar_exp" / "pytorch_model.pt", weights_only=True)
-    tensors = {key: value for key, value in weights.items() if ".lora_" in key}
-    tensors |= {key.replace("lora_A.default.weight", "alpha"): torch.tensor(4.0) for key in tensors if "lora_A" in key}
-    own = {key: value.float() for key, value in weights.items() if key.startswith(CONDITION_PARTS)}
-    split = split_patch_embedding(weights["patch_embedding.weight"], base["patch_embedding.weight"])
-    own["patch_embedding.weight"] = torch.cat(split, dim=1)
-    own["patch_embedding.bias"] = weights["patch_embedding.bias"].float() - base["patch_embedding.bias"].float()
-    tensors |= {f"conditions.omniavatar_add.{key}": value for key, value in own.items()}
-    origin = Origin(conditions={"omniavatar_add": {"audio_states": "3", "audio_width": "16"}}, fps=25.0,
-                    picture_mode="omniavatar")
-    path = tmp_path_factory.mktemp("omniavatar") / "omniavatar.safetensors"
-    save_file(tensors, path, origin.text())
-    return path
-
-
-def prepare(golden: Path, tiny_weights: Path, lora: Path, folder: Path, case: str) -> tuple[Pipeline, Prepared, dict]:
-    """The case as a request of ours, with the script's text embeddings."""
+def prepare(golden: Path, tiny_weights: Path, folder: Path, case: str) -> tuple[Pipeline, Prepared, dict]:
+    """The case as a request of ours: OmniAvatar's own file, and the script's text embeddings."""
     settings = json.loads((golden / "omniavatar_loop.json").read_text(encoding="utf-8"))[case]
     io = {name.removeprefix(f"{case}."): tensor
           for name, tensor in load_file(golden / "omniavatar_loop_io.safetensors").items() if name.startswith(case)}
@@ -57,8 +35,8 @@ def prepare(golden: Path, tiny_weights: Path, lora: Path, folder: Path, case: st
     request = GenerationRequest(
         dit=golden / "omniavatar_base" / "diffusion_pytorch_model.safetensors", vae=golden / "wan21_vae_b.pth",
         t5=tiny_weights / "models_t5_umt5-xxl-enc-bf16.pth", wav2vec=golden / "omniavatar_wav2vec2",
-        lora_weight=[lora], device="cpu", prompt="x", seed=1, image_path=folder / "face.png",
-        audio=folder / "speech.wav", audio_lead=0.0, omniavatar_lead=True, sample_solver="euler", flow_shift=5.0,
+        lora_weight=[golden / "omniavatar_exp" / "pytorch_model.pt"], device="cpu", prompt="x", seed=1, image_path=folder / "face.png",
+        audio=folder / "speech.wav", audio_lead=0.0,
         infer_steps=settings["num_steps"], guidance_scale=settings["guidance_scale"],
         audio_scale=settings["audio_scale"], max_tokens=settings["max_tokens"],
         overlap_frame=settings["overlap_frame"], video_size=(height, width))
@@ -86,8 +64,11 @@ def assert_shown_alike(chunk: Prepared, segment: Segment, io: dict[str, Tensor])
 
 
 @pytest.mark.parametrize("case", ["cfg2", "cfg3"])
-def test_a_run_of_omniavatars_script_is_reproduced(golden, tiny_weights, lora, tmp_path, case):
-    pipeline, prepared, io = prepare(golden, tiny_weights, lora, tmp_path, case)
+def test_a_run_of_omniavatars_script_is_reproduced(golden, tiny_weights, tmp_path, case):
+    pipeline, prepared, io = prepare(golden, tiny_weights, tmp_path, case)
+    plan = prepared.plan
+    assert (plan.sampling.solver, plan.sampling.shift, plan.fps, plan.picture_mode) == ("euler", 5.0, 25, "omniavatar")
+    assert plan.request.omniavatar_lead and plan.sound_lead_s == 1 / 25, "the silence was put into the stored waveform"
     pieces = []
 
     def sample(chunk: Prepared, segment: Segment, **settings: Any) -> Tensor:
@@ -103,8 +84,8 @@ def test_a_run_of_omniavatars_script_is_reproduced(golden, tiny_weights, lora, t
     assert len(pieces) == {"cfg2": 3, "cfg3": 2}[case]
 
 
-def test_a_single_segment_from_its_stored_start_is_met_closely(golden, tiny_weights, lora, tmp_path):
-    pipeline, prepared, io = prepare(golden, tiny_weights, lora, tmp_path, "cfg2")
+def test_a_single_segment_from_its_stored_start_is_met_closely(golden, tiny_weights, tmp_path):
+    pipeline, prepared, io = prepare(golden, tiny_weights, tmp_path, "cfg2")
     segment = prepared.plan.segments[1]
     chunk = prepared.following(segment, io["1.known_latents"])
     steps: list[Tensor] = []

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from common.errors import ConditionError, nearest
@@ -36,6 +37,8 @@ class Condition(nn.Module):
     """Those of them that have an absent form: `batch.present` may say False for any sample (dropout, guidance)."""
     starts_from_picture: ClassVar[bool] = False
     """The clip's first latent frame is given: in generation the reference picture, in training the clip's own."""
+    hears: ClassVar[tuple[int, int]] = (0, 0)
+    """Video frames before and after a latent frame's own four whose sound changes what this condition does there."""
     Settings: ClassVar[type]
     """Frozen dataclass of the condition's own settings; every field has a default."""
 
@@ -52,7 +55,7 @@ class Condition(nn.Module):
         for key, text in values.items():
             if key not in known:
                 raise ConditionError(f"condition '{cls.name}' has no setting '{key}'{nearest(key, known)}. "
-                                     f"It has: {', '.join(known)}.")
+                                     f"It has: {', '.join(known) or 'none'}.")
             kind: Any = type(known[key].default)
             try:
                 parsed[key] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
@@ -82,3 +85,7 @@ class Condition(nn.Module):
             raise ConditionError(f"condition '{self.name}' needs the feature '{name}'; the batch has "
                                  f"{', '.join(batch.features) or 'none'}.")
         return batch.features[name]
+
+    def float32(self, tensor: Tensor) -> Tensor:
+        """`tensor` in float32 on the condition's device."""
+        return tensor.to(next(self.parameters()).device, torch.float32)

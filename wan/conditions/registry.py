@@ -1,14 +1,20 @@
 """The table of conditions: name → class."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from common.errors import ConditionError, nearest
 from wan.conditions.base import Condition
+from wan.conditions.frame_xattn import FrameCrossAttention
+from wan.conditions.gated_lite import GatedLite
 from wan.conditions.omniavatar_add import OmniAvatarAdd
+from wan.conditions.reference_channels import ReferenceChannels
 from wan.variants import Variant
 
 CONDITIONS: dict[str, type[Condition]] = {
     "omniavatar_add": OmniAvatarAdd,
+    "frame_xattn": FrameCrossAttention,
+    "gated_lite": GatedLite,
+    "reference_channels": ReferenceChannels,
 }
 
 
@@ -24,3 +30,13 @@ def build_condition(name: str, settings: Mapping[str, str], variant: Variant) ->
     """Fresh condition for a model from settings as text (flags, file metadata); ConditionError on a bad one."""
     kind = find_condition(name)
     return kind(kind.parse_settings(settings), variant)
+
+
+def refuse_mixture(names: Iterable[str]) -> None:
+    """ConditionError where two of the conditions would hear the same sound, or both begin from the picture."""
+    kinds = [find_condition(name) for name in dict.fromkeys(names)]
+    for what, together in (("hear the sound", [kind.name for kind in kinds if "audio" in kind.features]),
+                           ("begin from the picture", [kind.name for kind in kinds if kind.starts_from_picture])):
+        if len(together) > 1:
+            raise ConditionError(f"the conditions {' and '.join(together)} both {what}; a model takes one that does. "
+                                 f"Leave out {' or '.join(together)}.")

@@ -5,7 +5,7 @@ Letters of the shapes: F, H, W latent frames, height and width; N video frames; 
 
 from typing import Literal
 
-from common.features import FeatureSpec, KeyPart, TensorSpec
+from common.features import AUDIO_HALO, FeatureSpec, KeyPart, TensorSpec
 
 Given = Literal["first", "first_last"]
 """Which frames of the clip an image-to-video model is given."""
@@ -31,7 +31,8 @@ def clip_spec(given: Given = "first") -> FeatureSpec:
 def audio_spec(scope: Scope = "file") -> FeatureSpec:
     """Contract of `audio`: a row for each video frame; of the whole source, to be cut, or of the clip alone."""
     keyed_by: tuple[KeyPart, ...] = ("source",) if scope == "file" else ("source", "span")
-    states = TensorSpec("states", "N K D", span_axis=0 if scope == "file" else None)
+    of_file = scope == "file"
+    states = TensorSpec("states", "N K D", span_axis=0 if of_file else None, halo=AUDIO_HALO if of_file else 0)
     return FeatureSpec("audio", 1, keyed_by, (states,), command="cache_audio_features.py")
 
 

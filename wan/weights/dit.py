@@ -1,10 +1,12 @@
 """Loading a DiT from any supported layout."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from common.errors import WeightsError
 from wan.memory.fp8 import FP8_DTYPES, Fp8Settings, use_fp8_linears
@@ -53,6 +55,13 @@ def inspect_dit(path: str | os.PathLike[str]) -> DitFacts:
         dit = facts.empty()
         load_into(dit, source, {name: found.source_key(name) for name in dit.state_dict()}, device="meta")
         return facts
+
+
+def read_parameters(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, Tensor]:
+    """Single parameters of a DiT by our names, as stored, on the CPU. WeightsError as from `load_dit`."""
+    with open_dit(path) as source:
+        found = detect_dit(source)
+        return {name: source.tensor(found.source_key(name)) for name in names}
 
 
 def load_dit(path: str | os.PathLike[str], *, head_dim: int = RELEASED_HEAD_DIM,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 import json
+import math
 from pathlib import Path
 import re
 
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from common.errors import ConditionError
 from common.features import FeatureBatch
+from networks.lora_wan import ALWAYS_EXCLUDED, BLOCK_CLASSES
+from networks.targets import Patterns, find_targets
 from tests.tiny_dit import tiny_dit, tiny_features, tiny_inputs, tiny_variant
 from wan.conditions.omniavatar_add import AudioPack, OmniAvatarAdd, OmniAvatarSettings
 from wan.conditions.registry import build_condition
+from wan.modules.dit import WanDiT
 from wan.modules.hooks import ExtraTokens, Forward, Hooks
 from wan.variants import Variant
 
@@ -64,6 +68,22 @@ def test_parameters_have_the_names_and_shapes_of_the_released_files(shared: Path
     assert {key: list(value.shape) for key, value in condition.state_dict().items()} == expected
 
 
+@pytest.mark.parametrize(("variant", "name", "total"), [(LARGE, "14B", 618_684_512), (SMALL, "1.3B", 177_271_392)])
+def test_the_condition_with_a_lora_of_rank_128_is_the_released_file(shared: Path, variant: Variant, name: str,
+                                                                    total: int) -> None:
+    with torch.device("meta"):
+        condition = OmniAvatarAdd(OmniAvatarSettings(), variant)
+        dit = WanDiT(variant)
+    pairs = {}
+    for path, layer in find_targets(dit, BLOCK_CLASSES, Patterns(always_excluded=ALWAYS_EXCLUDED)).items():
+        pairs[f"{path}.lora_A.default.weight"] = [128, layer.in_features]
+        pairs[f"{path}.lora_B.default.weight"] = [layer.out_features, 128]
+    found = pairs | {key: list(value.shape) for key, value in condition.state_dict().items()}
+    published = json.loads((shared / "manifests" / f"omniavatar_{name}_exp.json").read_text())["tensors"]
+    assert found == {key: shape for key, (shape, _) in published.items()}
+    assert sum(math.prod(shape) for shape in found.values()) == total
+
+
 def test_a_residual_reaches_all_tokens_of_its_latent_frame_and_no_extra_ones() -> None:
     state = _condition().prepare(tiny_features(), GRID)
 
@@ -106,6 +126,34 @@ def test_channels_are_the_reference_in_every_frame_and_a_mask_that_is_0_where_fr
     assert state.channels[:, 16].amax((0, 2, 3)).tolist() == [0, 1, 1]
     assert state.given is not None and state.given.mode == "clean_same_t"
     assert state.given.latents is batch.given_latents
+
+
+def test_speakers_and_silence_are_added_by_their_share_of_each_token() -> None:
+    condition, batch = _condition(), tiny_features()
+    other = {"states": torch.randn(2, 9, 3, 4)}
+    regions = torch.zeros(2, 2, 3, 4, 6)
+    regions[:, 0, :, :, :2], regions[:, 1, :, :, 2:4] = 1, 0.25
+    state = condition.prepare(replace(batch, voices=[other], regions=regions), GRID)
+    tokens, inputs = tiny_dit().embed(*tiny_inputs())
+    added = (state.before_block(2, tokens, inputs.forward) - tokens).reshape(2, *GRID, -1)
+
+    def alone(states: Tensor) -> Tensor:
+        return condition.prepare(_audio(batch, states), GRID).residuals[:, 0, :, None]
+
+    first, second = alone(batch.features["audio"]["states"]), alone(other["states"])
+    silent = alone(torch.zeros(2, 9, 3, 4))
+    close = {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(added[:, :, :, 0], first.expand(-1, -1, 2, -1), **close)
+    torch.testing.assert_close(added[:, :, :, 1], (0.25 * second + 0.75 * silent).expand(-1, -1, 2, -1), **close)
+    torch.testing.assert_close(added[:, :, :, 2], silent.expand(-1, -1, 2, -1), **close)
+
+
+def test_overlapping_speakers_share_a_token() -> None:
+    condition, batch = _condition(), tiny_features()
+    both = replace(batch, voices=[batch.features["audio"]], regions=torch.ones(2, 2, 3, 4, 6))
+    tokens, inputs = tiny_dit().embed(*tiny_inputs())
+    found = [condition.prepare(one, GRID).before_block(2, tokens, inputs.forward) for one in (batch, both)]
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
 def test_without_given_frames_everything_is_to_be_generated() -> None:

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from common.features import FeatureBatch
+from networks.condition_weights import load_conditions, recorded_conditions
+from networks.formats import read_lora
+from networks.published import with_base
 from tests.tiny_dit import dit_from_file
 from wan.conditions.given_frames import GivenFrames
-from wan.conditions.omniavatar_add import OmniAvatarAdd, OmniAvatarSettings, join_patch_embedding, split_patch_embedding
+from wan.conditions.omniavatar_add import OmniAvatarAdd
+from wan.conditions.registry import build_condition
 from wan.modules.dit import WanDiT
 
 TOLERANCE = 5e-5
 LORA_SCALE = 4 / 8
-CONDITION_PARTS = ("audio_proj.", "audio_cond_projs.")
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +39,13 @@ def _with_lora(dit: WanDiT, weights: dict[str, Tensor]) -> WanDiT:
     return dit
 
 
-def _condition(dit: WanDiT, weights: dict[str, Tensor]) -> OmniAvatarAdd:
-    condition = OmniAvatarAdd(OmniAvatarSettings(audio_states=3, audio_width=16), dit.variant)
-    base = dit.patch_embedding
-    split = split_patch_embedding(weights["patch_embedding.weight"], base.weight)
-    state = {key: value.float() for key, value in weights.items() if key.startswith(CONDITION_PARTS)}
-    state["patch_embedding.weight"] = torch.cat(split, dim=1)
-    state["patch_embedding.bias"] = weights["patch_embedding.bias"].float() - base.bias
-    condition.load_state_dict(state)  # strict: every key of the file has its place, and none is left
+def _condition(golden: Path, dit: WanDiT) -> OmniAvatarAdd:
+    """The released file as generation and training read it."""
+    file = read_lora(golden / "omniavatar_exp").relative_to(dit.state_dict().__getitem__)
+    settings = recorded_conditions(file.metadata)["omniavatar_add"]
+    condition = build_condition("omniavatar_add", settings, dit.variant)
+    assert load_conditions({"omniavatar_add": condition}, file.conditions, file.path) == []
+    assert isinstance(condition, OmniAvatarAdd)
     return condition.requires_grad_(False)
 
 
@@ -60,7 +62,7 @@ def _velocity(dit: WanDiT, condition: OmniAvatarAdd, io: dict[str, Tensor], audi
 
 def test_velocity_equals_omniavatars(golden: Path, weights: dict[str, Tensor]) -> None:
     base = _base(golden)
-    condition = _condition(base, weights)
+    condition = _condition(golden, base)
     dit = _with_lora(_base(golden), weights)
     for io in _cases(golden):
         silence = torch.zeros_like(io["audio_emb"])
@@ -71,7 +73,7 @@ def test_velocity_equals_omniavatars(golden: Path, weights: dict[str, Tensor]) -
 
 
 def test_audio_tokens_and_residuals_equal_omniavatars(golden: Path, weights: dict[str, Tensor]) -> None:
-    condition = _condition(_base(golden), weights)
+    condition = _condition(golden, _base(golden))
     for io in _cases(golden):
         tokens = condition.audio_proj(io["audio_emb"])
         torch.testing.assert_close(tokens[0], io["audio_tokens"], atol=TOLERANCE, rtol=0)
@@ -81,7 +83,7 @@ def test_audio_tokens_and_residuals_equal_omniavatars(golden: Path, weights: dic
 
 def test_absent_audio_is_the_originals_zero_audio(golden: Path, weights: dict[str, Tensor]) -> None:
     dit = _with_lora(_base(golden), weights)
-    condition = _condition(_base(golden), weights)
+    condition = _condition(golden, _base(golden))
     io = _cases(golden)[1]
     frames = io["audio_emb"].shape[1]
     batch = FeatureBatch(
@@ -96,6 +98,6 @@ def test_absent_audio_is_the_originals_zero_audio(golden: Path, weights: dict[st
 
 def test_a_split_patch_embedding_is_rejoined_bit_for_bit(golden: Path, weights: dict[str, Tensor]) -> None:
     base = _base(golden)
-    condition = _condition(base, weights)
-    whole = join_patch_embedding(condition.patch_embedding.weight, base.patch_embedding.weight)
+    condition = _condition(golden, base)
+    whole = with_base(condition.patch_embedding.weight, base.patch_embedding.weight)
     assert torch.equal(whole.bfloat16(), weights["patch_embedding.weight"])

@@ -1,0 +1,68 @@
+"""Generation with audio conditions: files of OmniAvatar's form, strength by block, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import ConditionError, ConfigError
+from common.tensorfile import save_tensors
+from inference import load_pipeline
+from networks.metadata import Origin
+from tools.export_network import main as export
+
+
+@pytest.fixture
+def released(audio_lora: Path, tiny_weights: Path, tmp_path: Path) -> Path:
+    """The trained network as OmniAvatar would write it."""
+    path = tmp_path / "omniavatar" / "pytorch_model.pt"
+    path.parent.mkdir()
+    export([str(audio_lora), "--dit", str(tiny_weights / "wan2.1_t2v_tiny.safetensors"), "--output", str(path),
+            "--dtype", "float32"])
+    return path
+
+
+def _conditions(pipeline):
+    return {name: condition.state_dict() for name, condition in pipeline.models.get("conditions").items()}
+
+
+def test_a_file_of_omniavatars_form_is_the_network_that_it_was_made_from(ask_talking, audio_lora, released):
+    ours, theirs = (load_pipeline(ask_talking(lora_weight=[path])) for path in (audio_lora, released))
+    for key, tensor in ours.models.get("dit").state_dict().items():
+        torch.testing.assert_close(theirs.models.get("dit").state_dict()[key], tensor, atol=1e-6, rtol=1e-5)
+    [mine], [its] = (_conditions(pipeline).values() for pipeline in (ours, theirs))
+    assert mine.keys() == its.keys()
+    for key, tensor in mine.items():
+        torch.testing.assert_close(its[key], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_the_gain_of_the_request_rules_the_condition(ask_talking, audio_lora):
+    plain = load_pipeline(ask_talking(lora_weight=[audio_lora])).models.get("conditions")["omniavatar_add"]
+    block = plain.blocks_heard[0]
+    louder = load_pipeline(ask_talking(lora_weight=[audio_lora], audio_gain=f"{block}:2"))
+    assert plain.gains == {}
+    assert louder.models.get("conditions")["omniavatar_add"].gains == {block: 2.0}
+
+
+def test_a_gain_for_blocks_that_do_not_hear_is_refused_before_models_load(ask_talking, audio_lora):
+    with pytest.raises(ConditionError, match="audio_gain '90:0.5' names no block that hears"):
+        load_pipeline(ask_talking(lora_weight=[audio_lora], audio_gain="90:0.5"))
+
+
+def test_a_gain_without_an_audio_condition_is_refused(ask):
+    with pytest.raises(ConfigError, match="--audio_gain 0.5: no file of --lora_weight has an audio condition"):
+        load_pipeline(ask(audio_gain="0.5"))
+
+
+def test_two_files_with_two_audio_designs_are_refused(ask_talking, audio_lora, tiny_weights, tmp_path):
+    from networks.condition_weights import condition_tensors
+    from wan.conditions.registry import build_condition
+    from wan.weights.dit import inspect_dit
+
+    variant = inspect_dit(tiny_weights / "wan2.1_t2v_tiny.safetensors").variant
+    other = build_condition("gated_lite", {"audio_states": "3", "audio_width": "32"}, variant)
+    path = tmp_path / "lite.safetensors"
+    save_tensors(path, condition_tensors({"gated_lite": other}),
+                 Origin(conditions={"gated_lite": other.settings_text()}).text())
+    with pytest.raises(ConditionError, match="omniavatar_add and gated_lite both hear the sound"):
+        load_pipeline(ask_talking(lora_weight=[audio_lora, path]))
