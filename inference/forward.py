@@ -10,6 +10,7 @@ from torch import Tensor
 from common.features import FeatureBatch
 from inference.guidance import Guidance, Pass
 from inference.inputs import Prepared
+from inference.teacache import TeaCache, run_with_cache
 from wan.conditions.base import Condition, ConditionState
 from wan.conditions.given_frames import GivenFrames, apply_given, given_timestep
 from wan.conditions.image_latent import model_channels, model_clip_features
@@ -26,12 +27,13 @@ class _PassInputs:
 class ClipVelocity:
     """velocity(x, sigma, timestep, pass) of one clip; what does not change from step to step is made once.
 
-    `given` are the frames that a condition keeps clean, or None.
+    `given` are the frames that a condition keeps clean, or None. With `cache` steps may skip the DiT's blocks.
     """
 
     def __init__(self, dit: WanDiT, conditions: Mapping[str, Condition], prepared: Prepared, guidance: Guidance,
-                 noise: Float[Tensor, "1 16 F H W"]) -> None:
+                 noise: Float[Tensor, "1 16 F H W"], cache: TeaCache | None = None) -> None:
         self.dit = dit
+        self.cache = cache
         self.noise = noise
         variant = dit.variant
         batch = prepared.batch.to(noise.device)
@@ -53,9 +55,9 @@ class ClipVelocity:
                  ) -> Float[Tensor, "1 16 F H W"]:
         inputs = self.passes[one.name]
         time = torch.full((len(x),), timestep, device=x.device, dtype=torch.float32)
-        return self.dit(x, given_timestep(time, self.given, self.dit.variant.patch), inputs.text,
-                        channels=self.channels, clip_features=self.clip_features, conditions=inputs.states,
-                        pass_name=one.name)
+        times = given_timestep(time, self.given, self.dit.variant.patch)
+        return run_with_cache(self.dit, self.cache, one.name, timestep, x, times, inputs.text, channels=self.channels,
+                              clip_features=self.clip_features, conditions=inputs.states)
 
     def write_given(self, sample: Tensor, sigma: float) -> Tensor:
         """The sample with the given frames as they stand at `sigma`."""

@@ -26,6 +26,8 @@ from inference.provenance import note_other_encoder
 from inference.record import make_record
 from inference.request import GenerationRequest
 from inference.result import GenerationResult
+from inference.solvers import SCHEDULES
+from inference.teacache import COEFFICIENTS, TeaCache, coefficients_for
 from inference.unfinished import check_unfinished, with_kept_seed
 from wan.encoders.base import Encoder
 from wan.encoders.features.audio import AudioFeatureEncoder
@@ -39,6 +41,17 @@ log = get_logger(__name__)
 def decode_with(vae: Vae, latents: Float[Tensor, "16 T h w"]) -> Float[Tensor, "3 F H W"]:
     """Pixels in -1…1, float32 on the CPU; on the VAE's device lie only a few frames at a time."""
     return torch.cat([chunk[0].float().cpu() for chunk in vae.decode_chunks(latents[None])], dim=1)
+
+
+def make_cache(plan: Plan) -> TeaCache | None:
+    """A cache for one chunk of a plan; None where `--teacache_threshold` is 0."""
+    threshold = plan.request.teacache_threshold
+    if threshold == 0:
+        return None
+    name = coefficients_for(plan.variant, plan.size)
+    log.info("TeaCache at %g with the coefficients of %s", threshold, name)
+    schedule = SCHEDULES[plan.sampling.solver](plan.sampling.steps, plan.sampling.shift)
+    return TeaCache(threshold, COEFFICIENTS[name], schedule.timesteps[-1])
 
 
 class Pipeline:
@@ -115,7 +128,8 @@ class Pipeline:
         conditions = self.models.get("conditions")
         guidance = plan.guide(frozenset(name for one in conditions.values() for name in one.droppable))
         noise = (noise_for(plan) if noise is None else noise).to(self.models.device)
-        velocity = ClipVelocity(self.models.get("dit"), conditions, prepared, guidance, noise)
+        cache = make_cache(plan)
+        velocity = ClipVelocity(self.models.get("dit"), conditions, prepared, guidance, noise, cache)
         try:
             latents = denoise(velocity, noise, plan.sampling, guidance=guidance, write_given=velocity.write_given,
                               watch=watch, description=description)
@@ -124,6 +138,8 @@ class Pipeline:
             raise UserError(f"{width}x{height} with {plan.length.frames} frames does not fit into the memory of "
                             f"{self.models.device}. Use --fp8_scaled, a smaller --video_size, or fewer frames "
                             "(--video_length; --max_tokens with sound).") from error
+        if cache is not None:
+            cache.tell()
         return latents[0].cpu()
 
     def decode(self, latents: Float[Tensor, "16 T h w"]) -> Float[Tensor, "3 F H W"]:
