@@ -17,6 +17,7 @@ from networks.metadata import Origin
 from networks.names import kohya_name, spellings
 from wan.conditions.base import Condition
 from wan.conditions.registry import build_condition, find_condition, refuse_mixture
+from wan.conditions.sound import SILENCE
 from wan.variants import Variant
 
 if TYPE_CHECKING:
@@ -43,6 +44,11 @@ class Adapters:
     def starts_from_picture(self) -> bool:
         """Whether a condition has the clip begin with the reference picture."""
         return any(find_condition(name).starts_from_picture for name in self.conditions)
+
+    @property
+    def hears_silence(self) -> bool:
+        """Whether a condition takes encoded silence for absent sound (its setting `null`)."""
+        return any(settings.get("null") == SILENCE for _, settings in self.conditions.values())
 
     @property
     def is_omniavatar(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from einops import repeat
 from jaxtyping import Float
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from inference.hearing import cut_rows, hear
 from inference.plan import Plan
 from inference.segments import Segment
 from wan.conditions.given_frames import with_first_frame_given
+from wan.conditions.sound import SILENCE
 from wan.encoders.base import Encoder, ModelEncoder
 from wan.encoders.features.audio import AudioFeatureEncoder
 from wan.encoders.registry import FEATURES
@@ -35,8 +37,9 @@ class Prepared:
     negative_text: Float[Tensor, "L D"]
     batch: FeatureBatch
     """Of the clip, or of the chunk that is to be made."""
-    sound: Float[Tensor, "N K D"] | None = None
-    """What is heard at every frame of the whole video; None without sound."""
+    sounds: tuple[Mapping[str, Float[Tensor, "N K D"]], ...] = ()
+    """What is heard of each speaker at every frame of the whole video: `states`, and for the first one `silence` where a
+    condition wants it."""
 
     def following(self, segment: Segment, known: Float[Tensor, "16 P h w"],
                   image_latents: Float[Tensor, "20 T h w"] | None = None) -> "Prepared":
@@ -44,8 +47,8 @@ class Prepared:
 
         `image_latents` replace those of an image-to-video model, whose channels show the frames that are known.
         """
-        assert self.sound is not None
-        features = {**self.batch.features, "audio": cut_rows(self.sound, segment.rows(self.plan.timing))}
+        heard, voices = _heard(self.plan, segment, self.sounds)
+        features = {**self.batch.features, "audio": heard}
         if image_latents is not None:
             features["image_latents"] = {"latents": image_latents[None]}
         latents = known.new_zeros(self.plan.shape_of(segment))[None]
@@ -53,7 +56,7 @@ class Prepared:
         mask = torch.zeros_like(latents[:, :1])
         mask[:, :, :known.shape[1]] = 1
         batch = replace(self.batch, features=features, frames=segment.frames, given_latents=latents, given_mask=mask,
-                        first_is_still=torch.tensor([False]))
+                        first_is_still=torch.tensor([False]), voices=voices, regions=_regions(self.plan, segment))
         return replace(self, batch=batch)
 
 
@@ -84,13 +87,34 @@ def media_for(name: str, plan: Plan) -> Media:
     return Media(n_frames=plan.length.frames, fps=plan.fps, frames=frames, control=control, reference=reference)
 
 
-def hear_sound(encoder: AudioFeatureEncoder, plan: Plan) -> dict[str, Tensor]:
-    """The feature `audio` of the whole sound: a row for every frame, up to the end of the last chunk at least."""
-    assert plan.scene.sound is not None
+def hear_sounds(encoder: AudioFeatureEncoder, plan: Plan) -> tuple[dict[str, Tensor], ...]:
+    """Each speaker's whole sound: a row for every frame, up to the end of the last chunk at least."""
     lead = round(plan.timing.lead_s * AUDIO_SAMPLE_RATE_HZ)
-    sound = np.pad(mono16k(plan.scene.sound), (lead, 0))
-    rows = max(plan.sound_rows, frames_in(len(sound) / AUDIO_SAMPLE_RATE_HZ, plan.fps))
-    return {"states": hear(encoder.audio_encoder, sound, rows=rows, fps=plan.fps, window_s=plan.request.audio_window)}
+    waveforms = [np.pad(mono16k(voice), (lead, 0)) for voice in plan.scene.voices]
+    longest = max(len(waveform) for waveform in waveforms)
+    rows = max(plan.sound_rows, frames_in(longest / AUDIO_SAMPLE_RATE_HZ, plan.fps))
+
+    def heard(waveform: np.ndarray) -> Tensor:
+        return hear(encoder.audio_encoder, waveform, rows=rows, fps=plan.fps, window_s=plan.request.audio_window)
+
+    sounds = [{"states": heard(waveform)} for waveform in waveforms]
+    if plan.hears_silence:
+        sounds[0][SILENCE] = heard(np.zeros(longest, np.float32))
+    return tuple(sounds)
+
+
+def _heard(plan: Plan, segment: Segment, sounds: Sequence[Mapping[str, Tensor]]
+           ) -> tuple[dict[str, Tensor], tuple[dict[str, Tensor], ...]]:
+    """What a chunk hears: the first speaker's sound, and the others'."""
+    rows = segment.rows(plan.timing)
+    first, *others = (cut_rows(sound["states"], rows) for sound in sounds)
+    if SILENCE in sounds[0]:
+        first[SILENCE] = cut_rows(sounds[0][SILENCE], rows)["states"]
+    return first, tuple(others)
+
+
+def _regions(plan: Plan, segment: Segment) -> Float[Tensor, "1 S T h w"] | None:
+    return None if plan.regions is None else repeat(plan.regions, "s h w -> 1 s t h w", t=segment.latents)
 
 
 def _fitted_pictures(plan: Plan) -> np.ndarray:
@@ -122,18 +146,18 @@ def _control_frames(plan: Plan) -> np.ndarray:
     return read_frames(plan.request.control_path, fps=plan.fps, count=plan.length.frames, size=plan.size)
 
 
-def assemble(plan: Plan, features: Mapping[str, Mapping[str, Tensor]], text: Tensor, negative_text: Tensor) -> Prepared:
-    """Join the features of one clip to a batch of one, with what is given and what is still."""
-    stacked = {name: {key: tensor[None] for key, tensor in tensors.items()} for name, tensors in features.items()
-               if name != "audio"}
-    sound = features["audio"]["states"] if "audio" in features else None
-    if sound is not None:
-        stacked["audio"] = cut_rows(sound, plan.segments[0].rows(plan.timing))
+def assemble(plan: Plan, features: Mapping[str, Mapping[str, Tensor]], sounds: Sequence[Mapping[str, Tensor]],
+             text: Tensor, negative_text: Tensor) -> Prepared:
+    """Join the features of one clip, or of a long one's first chunk, to a batch of one."""
+    stacked = {name: {key: tensor[None] for key, tensor in tensors.items()} for name, tensors in features.items()}
     batch = FeatureBatch(features=stacked, frames=plan.length.frames, fps=plan.fps)
+    if sounds:
+        stacked["audio"], voices = _heard(plan, plan.segments[0], sounds)
+        batch = replace(batch, voices=voices, regions=_regions(plan, plan.segments[0]))
     if plan.starts_from_picture:
         batch = with_first_frame_given(batch, stacked["reference_latents"]["latents"], plan.latent_shape[1],
                                        is_still=torch.tensor([True]))
-    return Prepared(plan, text, negative_text, batch, sound)
+    return Prepared(plan, text, negative_text, batch, tuple(sounds))
 
 
 def texts_of(plans: Sequence[Plan]) -> list[str]:

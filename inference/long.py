@@ -14,7 +14,9 @@ from common.atomic import write_text
 from common.errors import ConfigError
 from common.logs import get_logger
 from common.media.growing_video import GrowingVideo, finish_video
+from common.media.picture import fit
 from inference.chunks import Chunk, make_chunks
+from inference.debug import FrameStats
 from inference.denoise import Watch
 from inference.inputs import Prepared
 from inference.noise import noise_for
@@ -40,7 +42,8 @@ def identity_of(plan: Plan, record: Mapping[str, Any]) -> dict[str, Any]:
                 if name not in NOT_OF_THE_CHUNKS and not _is_path(getattr(plan.request, name))}
     scene = plan.scene
     media = {"picture": scene.first.tobytes() if scene.first is not None else b"",
-             "sound": scene.sound.samples.tobytes() if scene.sound is not None else b""}
+             "sound": b"".join(voice.samples.tobytes() for voice in scene.voices),
+             "regions": b"" if plan.regions is None else plan.regions.numpy().tobytes()}
     return {"settings": settings, "weights": {name: one["fingerprint"] for name, one in record["weights"].items()},
             "loras": [[one["fingerprint"], one["multiplier"]] for one in record["loras"]],
             "content": {name: _digest(data) for name, data in media.items()},
@@ -66,6 +69,15 @@ def check_outputs(plan: Plan) -> None:
                           "several chunks make is written as a video. Use --output_type video, or cut the sound.")
 
 
+def frame_stats(plan: Plan) -> FrameStats | None:
+    """Where the frames are measured, if `--frame_stats` asks for it."""
+    if plan.request.frame_stats is None:
+        return None
+    first = plan.scene.first
+    reference = None if first is None else fit(first, plan.size, plan.picture_mode)  # type: ignore[arg-type]
+    return FrameStats(plan.request.frame_stats, reference)
+
+
 def make_long(pipeline: "Pipeline", prepared: Prepared, record: Mapping[str, Any], *, watch: Watch | None = None
               ) -> GenerationResult:
     """Make every chunk and write the video, or with no `--save_path` hold it in memory.
@@ -80,9 +92,14 @@ def make_long(pipeline: "Pipeline", prepared: Prepared, record: Mapping[str, Any
         return pipeline.sample(chunk, noise=noise_for(plan, segment), watch=watch,
                                description=f"chunk {segment.index + 1} of {len(plan.segments)}")
 
+    stats = frame_stats(plan)
     if plan.request.save_path is None:
         pieces = [chunk.frames for chunk in make_chunks(prepared, pipeline.models.get("vae"), sample)]
-        return replace(result, video=torch.cat(pieces, dim=1))
+        result = replace(result, video=torch.cat(pieces, dim=1))
+        if stats is not None:
+            stats.measure(result.frames)
+            stats.write()
+        return result
     targets = choose_targets(plan.request, plan.seed, datetime.now())
     assert targets.video is not None
     kept = Unfinished.begin(targets.video, identity_of(plan, record))
@@ -95,12 +112,18 @@ def make_long(pipeline: "Pipeline", prepared: Prepared, record: Mapping[str, Any
     try:
         with GrowingVideo(kept.so_far, fps=plan.fps, sound=result.sound, lead_s=result.sound_lead_s) as video:
             for chunk in make_chunks(prepared, pipeline.models.get("vae"), sample_and_keep, kept.latents):
-                video.append(to_frames(chunk.frames))
+                frames = to_frames(chunk.frames)
+                if stats is not None:
+                    stats.measure(frames)
+                video.append(frames)
                 _tell(plan, chunk, video)
         _finish(kept, targets, result)
     except BaseException:
         _tell_what_is_kept(kept, plan, targets)
         raise
+    finally:
+        if stats is not None:
+            stats.write()
     return replace(result, path=targets.video)
 
 

@@ -88,13 +88,16 @@ class Models:
 
     def _load_dit(self) -> WanDiT:
         files, request = self.files, self.request
-        merge = LoraMerge(files.adapters.files) if files.adapters.files and not request.lora_attach else None
+        loras = () if request.no_lora else files.adapters.files
+        if request.no_lora:
+            log.info("the LoRA weights of %d files are left out; conditions are kept", len(files.adapters.files))
+        merge = LoraMerge(loras) if loras and not request.lora_attach else None
         fp8 = fp8_settings(request, is_stored_in_fp8=files.facts.is_stored_in_fp8)
         dit = wan.load_dit(files.dit, dtype=self.dit_dtype, device=self.device, transform=merge, fp8=fp8)
         for report in merge.reports() if merge else ():
             log.info("%s", report.text())
         dit.set_attention(ATTENTION.get(request.attn_mode, request.attn_mode))
-        if files.adapters.files and request.lora_attach:
+        if loras and request.lora_attach:
             attach_to(dit, files.adapters)
         log.info("DiT: %s, %d blocks, %s%s on %s", files.variant.family, files.variant.layers,
                  dtype_name(self.dit_dtype), " with float8 block weights" if fp8 else "", self.device)

@@ -13,11 +13,12 @@ from common.dtypes import dtype_name
 from common.errors import MediaError, UserError
 from common.logs import get_logger
 from common.media.item import Media
+from inference.debug import tell_inputs, told
 from inference.denoise import Watch, denoise
 from inference.forward import ClipVelocity
-from inference.inputs import ORDER, Prepared, assemble, hear_sound, make_encoder, media_for, texts_of
+from inference.inputs import ORDER, Prepared, assemble, hear_sounds, make_encoder, media_for, texts_of
 from inference.model_files import ModelFiles, inspect_models, with_official_folder
-from inference.long import check_outputs, identity_of, make_long
+from inference.long import check_outputs, frame_stats, identity_of, make_long
 from inference.models import Models
 from inference.noise import noise_for
 from inference.outputs import write_result
@@ -87,26 +88,25 @@ class Pipeline:
         if free:
             self.models.free("text_encoder")
         features: list[dict[str, Any]] = [{} for _ in plans]
+        sounds: dict[int, Sequence[Mapping[str, Tensor]]] = {}
         errors: dict[int, UserError] = {}
         for name in ORDER:
             for number, plan in enumerate(plans):
                 if name not in plan.features or number in errors:
                     continue
                 try:
-                    features[number][name] = self._feature(name, plan)
+                    encoder = self._encoder(name, plan)
+                    if isinstance(encoder, AudioFeatureEncoder):
+                        sounds[number] = hear_sounds(encoder, plan)
+                    else:
+                        features[number][name] = encoder.encode(media_for(name, plan))
                 except MediaError as error:
                     errors[number] = error
             if free and FEATURES[name].model != "vae":
                 self.models.free(FEATURES[name].model)
-        return [errors.get(number) or assemble(plan, features[number], texts[plan.prompt],
+        return [errors.get(number) or assemble(plan, features[number], sounds.get(number, ()), texts[plan.prompt],
                                                texts.get(plan.negative_prompt, texts[plan.prompt]))
                 for number, plan in enumerate(plans)]
-
-    def _feature(self, name: str, plan: Plan) -> Mapping[str, Tensor]:
-        encoder = self._encoder(name, plan)
-        if isinstance(encoder, AudioFeatureEncoder):
-            return hear_sound(encoder, plan)
-        return encoder.encode(media_for(name, plan))
 
     def _encoder(self, name: str, plan: Plan) -> Encoder:
         kind = FEATURES[name].model
@@ -128,6 +128,9 @@ class Pipeline:
         conditions = self.models.get("conditions")
         guidance = plan.guide(frozenset(name for one in conditions.values() for name in one.droppable))
         noise = (noise_for(plan) if noise is None else noise).to(self.models.device)
+        if plan.request.debug:
+            tell_inputs(prepared, noise)
+            watch = told(watch)
         cache = make_cache(plan)
         velocity = ClipVelocity(self.models.get("dit"), conditions, prepared, guidance, noise, cache)
         try:
@@ -166,6 +169,9 @@ class Pipeline:
         video = self.decode(latents)[:, :plan.shown_frames]
         result = GenerationResult(video=video, latents=latents, sound=plan.written_sound, fps=plan.fps,
                                   settings=plan.request, record=self._record(plan, now))
+        if (stats := frame_stats(plan)) is not None:
+            stats.measure(result.frames)
+            stats.write()
         if plan.request.save_path is None:
             return result
         return replace(result, path=write_result(result, now))

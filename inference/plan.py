@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 import secrets
 
+from jaxtyping import Float
+from torch import Tensor
+
 from common.errors import ConfigError, raise_all
 from common.logs import get_logger
 from common.media.sound import Sound, mono16k
@@ -25,6 +28,7 @@ from inference.segments import (
     cut_into_segments,
 )
 from inference.sizes import OMNIAVATAR_SIZES, Length, clip_length, clip_size, nearest_size, size_problem
+from inference.speakers import speaker_problems, speaker_regions
 from wan.variants import OMNIAVATAR_NEGATIVE_PROMPT, Variant
 
 log = get_logger(__name__)
@@ -54,6 +58,10 @@ class Plan:
     timing: SoundTiming = SoundTiming()
     starts_from_picture: bool = False
     """Whether the first latent frame is given: the picture itself."""
+    regions: Float[Tensor, "S h w"] | None = None
+    """Where each speaker is heard, at latent size; None for one speaker who is heard everywhere."""
+    hears_silence: bool = False
+    """Whether a condition wants encoded silence in place of absent sound."""
 
     @property
     def fps(self) -> float:
@@ -174,9 +182,11 @@ def make_plan(request: GenerationRequest, files: ModelFiles) -> Plan:
     if adapters.fps and fps != adapters.fps:
         log.info("note: the LoRA was trained at %g fps; %g fps are asked for", adapters.fps, fps)
     filled = _filled(request, files, size).model_copy(update={"fps": fps, "video_size": asked})
+    _, rows, columns = files.variant.vae_stride
+    regions = speaker_regions(request, size, (size[1] // rows, size[0] // columns), mode)
     return Plan(request=filled, variant=files.variant, scene=scene, size=size, length=length, picture_mode=mode,
                 features=_features(request, files), starts_from_picture=adapters.starts_from_picture,
-                segments=segments, timing=timing)
+                segments=segments, timing=timing, regions=regions, hears_silence=adapters.hears_silence)
 
 
 def _asked_size(request: GenerationRequest, files: ModelFiles, scene: Scene) -> tuple[int, int]:
@@ -288,7 +298,7 @@ def _input_problems(request: GenerationRequest, files: ModelFiles) -> list[str]:
                         f"--control_path: only Fun-Control models follow a control video; this is a {family} model")
     if family in ("i2v", "flf2v") and request.clip is None:
         problems.append(f"--clip is required: a {family} model looks at the picture through CLIP")
-    return problems + _sound_problems(request, heard)
+    return problems + _sound_problems(request, heard) + speaker_problems(request)
 
 
 def _sound_problems(request: GenerationRequest, heard: tuple[str, ...]) -> list[str]:

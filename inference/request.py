@@ -88,6 +88,13 @@ class SceneChoice(Section):
                                      group="Scene")
     audio: Path | None = flag(None, "sound that drives the video and is written into it; needs a LoRA with an audio "
                                     "condition", group="Scene")
+    audio2: list[Path] = flag([], "sounds of the second and further speakers; the others are silent for each of them",
+                              group="Scene")
+    speaker_boxes: list[str] = flag([], "where the speakers are, in the order of the sounds: left,top,right,bottom for "
+                                        "each, as shares of the video's width and height (default: side by side from "
+                                        "the left)", group="Scene")
+    speaker_masks: list[Path] = flag([], "the same as pictures, white where the speaker is, in the shape of "
+                                         "--image_path", group="Scene")
     audio_lead: float | None = flag(None, "seconds of silence in front of the sound, for the model and in the video "
                                           "(default: 0; 0.3 as OmniAvatar does, with its file or --omniavatar_lead)",
                                     ge=0, group="Scene")
@@ -181,6 +188,17 @@ class LongChoice(Section):
             yield frame_count_problem(self.chunk_frames, "--chunk_frames")
 
 
+class DebugChoice(Section):
+    """Looking inside."""
+
+    no_lora: bool = flag(False, "leave out the LoRA weights and keep the audio condition that their file brings",
+                         group="Debugging")
+    frame_stats: Path | None = flag(None, "write figures of every frame there, a JSON line each: min, max, mean, std, "
+                                          "change to the frame before and to the picture, sharpness", group="Debugging")
+    debug: bool = flag(False, "tell shape, dtype, mean and deviation of text, sound, pictures, masks and of the latents "
+                              "after each step", group="Debugging")
+
+
 class OutputChoice(Section):
     """Where the result goes."""
 
@@ -192,7 +210,7 @@ class OutputChoice(Section):
                                     "says generated stays", group="Output")
 
 
-class GenerationRequest(OutputChoice, SamplingChoice, GuidanceChoice, LongChoice, SceneChoice, LoraChoice, ModelChoice):
+class GenerationRequest(OutputChoice, DebugChoice, SamplingChoice, GuidanceChoice, LongChoice, SceneChoice, LoraChoice, ModelChoice):
     """Settings of one generation; every field is a flag of generate_video.py."""
 
     def problems(self) -> Iterable[str]:
@@ -221,6 +239,8 @@ class GenerationRequest(OutputChoice, SamplingChoice, GuidanceChoice, LongChoice
         if self.resume and (self.save_path is None or self.save_path.suffix.lower() not in VIDEO_SUFFIXES):
             yield (f"--resume: --save_path must name the video, and it is {self.save_path or 'not given'}. The chunks lie "
                    "in a folder beside it that is called as it with .parts behind.")
+        if self.frame_stats is not None and self.from_file is not None:
+            yield "--frame_stats is of one video. Give the prompt, picture and sound of one line of --from_file instead."
         if self.latent_path and self.from_file:
             yield "--latent_path only decodes and --from_file only generates. Give one of the two."
 

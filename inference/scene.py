@@ -9,6 +9,7 @@ from common.logs import get_logger
 from common.media.image import read_image
 from common.media.sound import Sound, read_sound
 from inference.request import GenerationRequest
+from inference.speakers import mix
 
 log = get_logger(__name__)
 
@@ -20,6 +21,9 @@ class Scene:
     first: np.ndarray | None = None
     last: np.ndarray | None = None
     sound: Sound | None = None
+    """What is heard in the video: the one sound, or those of all speakers together."""
+    voices: tuple[Sound, ...] = ()
+    """The sound of each speaker."""
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -45,11 +49,14 @@ def read_scene(request: GenerationRequest) -> Scene:
             continue
         if notes:
             log.info("%s: %s", path, ", ".join(notes))
-    sound = None
-    if request.audio is not None:
+    voices = []
+    for name, path in (("audio", request.audio), *(("audio2", path) for path in request.audio2)):
+        if path is None:
+            continue
         try:
-            sound = read_sound(request.audio)
+            voices.append(read_sound(path))
         except MediaError as error:
-            problems.append(f"--audio {error}")
+            problems.append(f"--{name} {error}")
     raise_all(problems, MediaError, "media")
-    return Scene(pictures.get("image_path"), pictures.get("end_image_path"), sound)
+    return Scene(pictures.get("image_path"), pictures.get("end_image_path"), mix(voices) if voices else None,
+                 tuple(voices))

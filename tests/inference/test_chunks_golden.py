@@ -17,6 +17,7 @@ from inference.inputs import Prepared
 from inference.pipeline import Pipeline, load_pipeline
 from inference.request import GenerationRequest
 from inference.segments import Segment
+from wan.variants import OMNIAVATAR_NEGATIVE_PROMPT
 
 FEATURES = 2e-4
 SEGMENT = 3e-4
@@ -92,3 +93,17 @@ def test_a_single_segment_from_its_stored_start_is_met_closely(golden, tiny_weig
     latents = pipeline.sample(chunk, noise=io["1.noise"][None], watch=lambda step, sample: steps.append(sample))
     torch.testing.assert_close(torch.cat(steps), io["1.step_latents"], atol=SEGMENT, rtol=0)
     torch.testing.assert_close(latents, io["1.latents"], atol=SEGMENT, rtol=0)
+
+
+def test_omniavatars_file_brings_its_sizes_sampler_and_timing(golden, tiny_weights, tmp_path):
+    pipeline, prepared, _ = prepare(golden, tiny_weights, tmp_path, "cfg2")
+    asked = prepared.plan.request
+    kept = {name: getattr(asked, name) for name in ("dit", "vae", "t5", "wav2vec", "lora_weight", "image_path", "audio")}
+    plan = pipeline.plan(GenerationRequest(**kept, device="cpu", prompt="x"))
+    assert plan.size == (720, 400) and [one.frames for one in plan.segments] == [105]
+    assert (plan.sampling.solver, plan.sampling.steps, plan.sampling.shift) == ("euler", 50, 5.0)
+    assert (plan.guidance, plan.fps, plan.picture_mode, plan.request.overlap_frame) == (4.5, 25, "omniavatar", 13)
+    assert plan.timing.lead_s == 0.3 and plan.sound_lead_s == pytest.approx(0.34)
+    assert plan.negative_prompt == OMNIAVATAR_NEGATIVE_PROMPT
+    large = pipeline.plan(GenerationRequest(**kept, device="cpu", prompt="x", max_hw=1280))
+    assert large.size == (960, 528), "of the larger sizes the nearest to 3:2"
