@@ -12,7 +12,7 @@ from common.features import AFTER, AUDIO_HALO, BEFORE, rows_of_span
 from common.logs import get_logger
 from common.timebase import AUDIO_SAMPLE_RATE_HZ
 from wan.encoders.audio import AudioEncoder
-from wan.encoders.audio_features import normalise
+from wan.encoders.audio_features import conv_positions, hidden_states, normalise, receptive_field
 
 log = get_logger(__name__)
 
@@ -33,7 +33,6 @@ def hear(encoder: AudioEncoder, sound: Float[np.ndarray, " T"], *, rows: int, fp
     waveform = torch.from_numpy(sound)
     if encoder.normalises:
         waveform = normalise(waveform)
-    plain = AudioEncoder(encoder.model, normalises=False)
     states = _on_disk(rows, encoder.states, encoder.width)
     context = math.ceil(min(CONTEXT_S, window_s / 4) * fps)
     step = max(math.floor(window_s * fps) - 2 * context, 1)
@@ -42,15 +41,25 @@ def hear(encoder: AudioEncoder, sound: Float[np.ndarray, " T"], *, rows: int, fp
     for first in range(0, rows, step):
         last = min(first + step, rows)
         begin, end = max(first - context, 0), min(last + context, rows)
-        window = waveform[_sample(begin, fps):_sample(end, fps)]
-        window = torch.nn.functional.pad(window, (0, _sample(end, fps) - _sample(begin, fps) - len(window)))
-        heard = plain.encode(window, sample_rate=AUDIO_SAMPLE_RATE_HZ, fps=fps, frames=end - begin)
-        states[first:last] = heard[first - begin:last - begin].float().cpu()
+        heard = _hear_window(encoder, waveform, range(begin, end), fps)
+        states[first:last] = heard[first - begin:last - begin]
     return states
 
 
-def _sample(frame: int, fps: float) -> int:
-    return round(frame * AUDIO_SAMPLE_RATE_HZ / fps)
+@torch.no_grad()
+def _hear_window(encoder: AudioEncoder, waveform: Float[Tensor, " T"], frames: range, fps: float
+                 ) -> Float[Tensor, "M K D"]:
+    """States of a part of the normalised waveform. It is cut on the grid of the convolutions, at any frame rate."""
+    strides, kernels = tuple(encoder.model.config.conv_stride), tuple(encoder.model.config.conv_kernel)
+    stride = math.prod(strides)
+    positions = conv_positions(frames.stop, fps, stride)[frames.start:]
+    first = math.floor(positions[0])
+    begin = first * stride
+    end = max(math.ceil(frames.stop * AUDIO_SAMPLE_RATE_HZ / fps),
+              math.ceil(positions[-1]) * stride + receptive_field(kernels, strides))
+    window = waveform[begin:end]
+    window = torch.nn.functional.pad(window, (0, end - begin - len(window))).to(encoder.device, encoder.dtype)
+    return hidden_states(encoder.model, window, [position - first for position in positions]).float().cpu()
 
 
 def _on_disk(*shape: int) -> Tensor:

@@ -38,8 +38,8 @@ class Prepared:
     batch: FeatureBatch
     """Of the clip, or of the chunk that is to be made."""
     sounds: tuple[Mapping[str, Float[Tensor, "N K D"]], ...] = ()
-    """What is heard of each speaker at every frame of the whole video: `states`, and for the first one `silence` where a
-    condition wants it."""
+    """What is heard of each speaker at every frame of the whole video: `states`, and for the first one `silence` where
+    a condition wants it."""
 
     def following(self, segment: Segment, known: Float[Tensor, "16 P h w"],
                   image_latents: Float[Tensor, "20 T h w"] | None = None) -> "Prepared":

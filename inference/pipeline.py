@@ -17,8 +17,8 @@ from inference.debug import tell_inputs, told
 from inference.denoise import Watch, denoise
 from inference.forward import ClipVelocity
 from inference.inputs import ORDER, Prepared, assemble, hear_sounds, make_encoder, media_for, texts_of
-from inference.model_files import ModelFiles, inspect_models, with_official_folder
 from inference.long import check_outputs, frame_stats, identity_of, make_long
+from inference.model_files import ModelFiles, inspect_models, with_official_folder
 from inference.models import Models
 from inference.noise import noise_for
 from inference.outputs import write_result

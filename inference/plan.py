@@ -213,10 +213,11 @@ def _segments(request: GenerationRequest, total: int, size: tuple[int, int], fps
     if problem := chunk_problem(total, longest, request.overlap_frame, fps):
         raise ConfigError(f"--audio {request.audio}: {problem}")
     if total > longest and request.end_image_path is not None:
-        raise ConfigError(f"--end_image_path: {total / fps:.2f} s need several chunks of {longest} frames, and only one "
-                          "chunk can end in a picture. Cut the sound, or raise --max_tokens or --chunk_frames.")
+        raise ConfigError(f"--end_image_path: {total / fps:.2f} s need several chunks of {longest} frames, and only a "
+                          "single chunk can end in a picture. Cut the sound, or raise --max_tokens or --chunk_frames.")
+    loudness = _loudness(scene.sound, total, fps, timing) if request.seams_in_pauses else None
     return cut_into_segments(total, longest, request.overlap_frame, first_known=first_known, whole=timing.shift > 0,
-                             loudness=_loudness(scene.sound, total, fps, timing) if request.seams_in_pauses else None)
+                             loudness=loudness)
 
 
 def _loudness(sound: Sound, total: int, fps: float, timing: SoundTiming) -> list[float]:

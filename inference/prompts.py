@@ -26,7 +26,8 @@ ALIASES = {
 """Keys of musubi-tuner's TOML and JSON forms whose names differ."""
 
 PER_PROMPT = ("negative_prompt", "image_path", "end_image_path", "control_path", "audio", "video_length", "fps", "seed",
-              "infer_steps", "flow_shift", "guidance_scale", "audio_scale", "sample_solver", "trim_tail_frames", "width", "height")
+              "infer_steps", "flow_shift", "guidance_scale", "audio_scale", "sample_solver", "trim_tail_frames",
+              "width", "height")
 """Settings that may differ from prompt to prompt."""
 
 REFUSED = {"of": "one-frame inference belongs to FramePack models",

@@ -136,8 +136,9 @@ class GuidanceChoice(Section):
 
     audio_scale: float | None = flag(None, "strength of the sound, where it shall differ from --guidance_scale: three "
                                            "passes a step in place of two (OmniAvatar suggests 3)", group="Guidance")
-    guidance_order: Order = flag("omniavatar", "with --audio_scale: text is guided first and sound on top (omniavatar), "
-                                               "or sound first and text on top (multitalk)", group="Guidance")
+    guidance_order: Order = flag("omniavatar", "with --audio_scale: text is guided first and sound on top "
+                                               "(omniavatar), or sound first and text on top (multitalk)",
+                                 group="Guidance")
     guidance_annealing: Annealing = flag("none", "how the strength falls to 1 over the steps", group="Guidance")
     audio_annealing: Annealing | None = flag(None, "the same for --audio_scale (default: like --guidance_annealing)",
                                              group="Guidance")
@@ -158,12 +159,13 @@ class GuidanceChoice(Section):
 class LongChoice(Section):
     """Sounds that are longer than one chunk."""
 
-    max_tokens: int = flag(30000, "longest chunk of an audio-driven video, counted as OmniAvatar counts its token budget",
-                           group="Long video", ge=1)
+    max_tokens: int = flag(30000, "longest chunk of an audio-driven video, counted as OmniAvatar counts its token "
+                                  "budget", group="Long video", ge=1)
     chunk_frames: int | None = flag(None, "longest chunk in frames, 4n+1, in place of --max_tokens", group="Long video")
     overlap_frame: int = flag(13, "frames, 4n+1, that a chunk takes over from the one before", group="Long video")
-    stitch: Literal["pixel", "latent"] = flag("pixel", "how they are taken over: decoded and encoded again, as OmniAvatar "
-                                                       "does, or as the latents that they are", group="Long video")
+    stitch: Literal["pixel", "latent"] = flag("pixel", "how they are taken over: decoded and encoded again, as "
+                                                       "OmniAvatar does, or as the latents that they are",
+                                              group="Long video")
     seams_in_pauses: bool = flag(False, "let chunks end where nobody speaks; they get up to a third shorter",
                                  group="Long video")
     color_match: float = flag(0.0, "how far each frame's colours (mean and spread in Lab) are brought back to the "
@@ -171,11 +173,11 @@ class LongChoice(Section):
     omniavatar_lead: bool = flag(False, "hear and place the sound as OmniAvatar does: 0.3 s of silence in front, the "
                                         "sound one frame later, every chunk full; its own file brings this by itself",
                                  group="Long video")
-    max_hw: int = flag(720, "sizes to choose from where OmniAvatar's file is loaded and no --video_size is given: 720 "
-                            "(400x720, 720x720, 720x400) or 1280 (up to 720x1280)", choices=(720, 1280),
-                       group="Long video")
-    audio_window: float = flag(120.0, "seconds of sound that the audio encoder hears at once; a longer sound is heard in "
-                                      "windows of this length, which changes its features a little",
+    max_hw: Literal[720, 1280] = flag(720, "sizes to choose from where OmniAvatar's file is loaded and no --video_size "
+                                           "is given: 720 (400x720, 720x720, 720x400) or 1280 (up to 720x1280)",
+                                      group="Long video")
+    audio_window: float = flag(120.0, "seconds of sound that the audio encoder hears at once; a longer sound is heard "
+                                      "in windows of this length, which changes its features a little",
                                group="Long video", ge=20)
     resume: bool = flag(False, "go on with the chunks that an interrupted run left beside --save_path",
                         group="Long video")
@@ -195,8 +197,8 @@ class DebugChoice(Section):
                          group="Debugging")
     frame_stats: Path | None = flag(None, "write figures of every frame there, a JSON line each: min, max, mean, std, "
                                           "change to the frame before and to the picture, sharpness", group="Debugging")
-    debug: bool = flag(False, "tell shape, dtype, mean and deviation of text, sound, pictures, masks and of the latents "
-                              "after each step", group="Debugging")
+    debug: bool = flag(False, "tell shape, dtype, mean and deviation of text, sound, pictures, masks and of the "
+                              "latents after each step", group="Debugging")
 
 
 class OutputChoice(Section):
@@ -210,7 +212,8 @@ class OutputChoice(Section):
                                     "says generated stays", group="Output")
 
 
-class GenerationRequest(OutputChoice, DebugChoice, SamplingChoice, GuidanceChoice, LongChoice, SceneChoice, LoraChoice, ModelChoice):
+class GenerationRequest(OutputChoice, DebugChoice, SamplingChoice, GuidanceChoice, LongChoice, SceneChoice, LoraChoice,
+                        ModelChoice):
     """Settings of one generation; every field is a flag of generate_video.py."""
 
     def problems(self) -> Iterable[str]:
@@ -237,10 +240,10 @@ class GenerationRequest(OutputChoice, DebugChoice, SamplingChoice, GuidanceChoic
         if self.save_path is not None and self.save_path.suffix.lower() in FOREIGN_VIDEO_SUFFIXES:
             yield f"--save_path {self.save_path}: videos are written as .mp4. Use that ending, or a folder."
         if self.resume and (self.save_path is None or self.save_path.suffix.lower() not in VIDEO_SUFFIXES):
-            yield (f"--resume: --save_path must name the video, and it is {self.save_path or 'not given'}. The chunks lie "
-                   "in a folder beside it that is called as it with .parts behind.")
+            yield (f"--resume: --save_path must name the video, and it is {self.save_path or 'not given'}. The chunks "
+                   "lie in a folder beside it that is called as it with .parts behind.")
         if self.frame_stats is not None and self.from_file is not None:
-            yield "--frame_stats is of one video. Give the prompt, picture and sound of one line of --from_file instead."
+            yield "--frame_stats is of one video. Give prompt, picture and sound of one line of --from_file instead."
         if self.latent_path and self.from_file:
             yield "--latent_path only decodes and --from_file only generates. Give one of the two."
 

@@ -118,6 +118,6 @@ def chunk_problem(total: int, longest: int, overlap: int, fps: float) -> str:
     """Sentence for chunks that never get on; empty where one chunk is enough or each brings new frames."""
     if total <= longest or longest > overlap:
         return ""
-    return (f"{total / fps:.2f} s need several chunks, and a chunk of {longest} frames brings nothing new when it takes "
-            f"over {overlap} (--overlap_frame). Use a smaller --overlap_frame or --video_size, or raise --max_tokens "
-            "or --chunk_frames.")
+    return (f"{total / fps:.2f} s need several chunks, and a chunk of {longest} frames brings nothing new when it "
+            f"takes over {overlap} (--overlap_frame). Use a smaller --overlap_frame or --video_size, or raise "
+            "--max_tokens or --chunk_frames.")

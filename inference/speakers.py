@@ -31,9 +31,9 @@ def speaker_problems(request: GenerationRequest) -> list[str]:
     for name in ("speaker_boxes", "speaker_masks"):
         places = len(getattr(request, name))
         if places and places != sounds:
-            problems.append(f"--{name}: {places} speakers and {sounds} {'sound' if sounds == 1 else 'sounds'}. Give each "
-                            "speaker a sound: the first one's with --audio, the others' with --audio2, in the same "
-                            "order")
+            problems.append(f"--{name}: {places} speakers and {sounds} {'sound' if sounds == 1 else 'sounds'}. Give "
+                            "each speaker a sound: the first one's with --audio, the others' with --audio2, in the "
+                            "same order")
     for text in request.speaker_boxes:
         try:
             parse_box(text)

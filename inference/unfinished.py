@@ -1,4 +1,4 @@
-"""What is kept of a long video until it is whole: the chunks' latents, the video so far, and what they were made with."""
+"""What is kept of a long video until it is whole: the chunks' latents, the video so far, what they were made with."""
 
 from collections.abc import Mapping
 import json
@@ -95,8 +95,8 @@ def check_unfinished(request: GenerationRequest, identity: Mapping[str, Any]) ->
                           "delete the folder to start anew.")
     differing = _differences(state, json.loads(json.dumps(identity)))
     if differing:
-        raise ConfigError(f"--resume: the chunks in {folder} were made with other settings: {'; '.join(differing[:4])}. "
-                          "Give the same ones, or delete the folder to start anew.")
+        raise ConfigError(f"--resume: the chunks in {folder} were made with other settings: "
+                          f"{'; '.join(differing[:4])}. Give the same ones, or delete the folder to start anew.")
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:

@@ -87,8 +87,8 @@ class GrowingVideo:
             check_size(self.path, picture)
             self._open(picture.shape[1], picture.shape[0])
         if picture.shape != (self._size[1], self._size[0], 3) or picture.dtype != np.uint8:
-            raise MediaError(f"{self.path}: frame {self.frames} is {picture.dtype} {list(picture.shape)}, the first was "
-                             f"uint8 {[self._size[1], self._size[0], 3]}.")
+            raise MediaError(f"{self.path}: frame {self.frames} is {picture.dtype} {list(picture.shape)}, the first "
+                             f"was uint8 {[self._size[1], self._size[0], 3]}.")
 
     def _open(self, width: int, height: int) -> None:
         av = quiet()

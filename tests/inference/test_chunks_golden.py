@@ -22,10 +22,10 @@ from wan.variants import OMNIAVATAR_NEGATIVE_PROMPT
 FEATURES = 2e-4
 SEGMENT = 3e-4
 WHOLE_RUN = 1e-3
-"""The golden files' tolerances: the sound's features, one segment from its stored start, the run through all of them."""
+"""The golden files' tolerances: the sound's features, one segment from its stored start, the whole run."""
 
 
-def prepare(golden: Path, tiny_weights: Path, folder: Path, case: str) -> tuple[Pipeline, Prepared, dict]:
+def prepare(golden: Path, tiny_weights: Path, folder: Path, case: str) -> tuple[Pipeline, Prepared, dict[str, Tensor]]:
     """The case as a request of ours: OmniAvatar's own file, and the script's text embeddings."""
     settings = json.loads((golden / "omniavatar_loop.json").read_text(encoding="utf-8"))[case]
     io = {name.removeprefix(f"{case}."): tensor
@@ -36,8 +36,8 @@ def prepare(golden: Path, tiny_weights: Path, folder: Path, case: str) -> tuple[
     request = GenerationRequest(
         dit=golden / "omniavatar_base" / "diffusion_pytorch_model.safetensors", vae=golden / "wan21_vae_b.pth",
         t5=tiny_weights / "models_t5_umt5-xxl-enc-bf16.pth", wav2vec=golden / "omniavatar_wav2vec2",
-        lora_weight=[golden / "omniavatar_exp" / "pytorch_model.pt"], device="cpu", prompt="x", seed=1, image_path=folder / "face.png",
-        audio=folder / "speech.wav", audio_lead=0.0,
+        lora_weight=[golden / "omniavatar_exp" / "pytorch_model.pt"], device="cpu", prompt="x", seed=1,
+        image_path=folder / "face.png", audio=folder / "speech.wav", audio_lead=0.0,
         infer_steps=settings["num_steps"], guidance_scale=settings["guidance_scale"],
         audio_scale=settings["audio_scale"], max_tokens=settings["max_tokens"],
         overlap_frame=settings["overlap_frame"], video_size=(height, width))
@@ -98,7 +98,8 @@ def test_a_single_segment_from_its_stored_start_is_met_closely(golden, tiny_weig
 def test_omniavatars_file_brings_its_sizes_sampler_and_timing(golden, tiny_weights, tmp_path):
     pipeline, prepared, _ = prepare(golden, tiny_weights, tmp_path, "cfg2")
     asked = prepared.plan.request
-    kept = {name: getattr(asked, name) for name in ("dit", "vae", "t5", "wav2vec", "lora_weight", "image_path", "audio")}
+    names = ("dit", "vae", "t5", "wav2vec", "lora_weight", "image_path", "audio")
+    kept = {name: getattr(asked, name) for name in names}
     plan = pipeline.plan(GenerationRequest(**kept, device="cpu", prompt="x"))
     assert plan.size == (720, 400) and [one.frames for one in plan.segments] == [105]
     assert (plan.sampling.solver, plan.sampling.steps, plan.sampling.shift) == ("euler", 50, 5.0)
@@ -106,4 +107,4 @@ def test_omniavatars_file_brings_its_sizes_sampler_and_timing(golden, tiny_weigh
     assert plan.timing.lead_s == 0.3 and plan.sound_lead_s == pytest.approx(0.34)
     assert plan.negative_prompt == OMNIAVATAR_NEGATIVE_PROMPT
     large = pipeline.plan(GenerationRequest(**kept, device="cpu", prompt="x", max_hw=1280))
-    assert large.size == (960, 528), "of the larger sizes the nearest to 3:2"
+    assert large.size == (1280, 720), "of the larger sizes the nearest to 3:2"

@@ -55,7 +55,7 @@ def test_memory_of_a_long_sound_is_that_of_a_window(encoder):
         longest = max(shape[-1] for shape in seen)
     finally:
         handle.remove()
-    assert len(seen) == 9 and longest == 20 * RATE
+    assert len(seen) == 9 and 20 * RATE <= longest < 20.1 * RATE
 
 
 def test_a_chunk_hears_its_rows_and_those_beside_it():

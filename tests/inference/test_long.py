@@ -35,8 +35,8 @@ def long_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask_long(ask_talking, long_speech):
     """Makes a request of several chunks: 9 frames each, 5 of them taken over, so 4 new ones a chunk."""
     def make(**settings):
-        values = {"audio": long_speech, "chunk_frames": 9, "overlap_frame": 5, "infer_steps": 1, "sample_solver": "euler",
-                  "guidance_scale": 1.0}
+        values = {"audio": long_speech, "chunk_frames": 9, "overlap_frame": 5, "infer_steps": 1,
+                  "sample_solver": "euler", "guidance_scale": 1.0}
         return ask_talking(**{**values, **settings})
     return make
 

@@ -60,7 +60,8 @@ def test_inputs_that_do_not_fit_the_model_are_refused(ask, face, speech, family,
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"audio": None}, "--audio is required"), ({"image_path": None}, "--image_path is required: the condition"),
-    ({"wav2vec": None}, "--wav2vec is required"), ({"max_tokens": 1, "video_size": (512, 512)}, "a chunk of 5 frames brings nothing new"),
+    ({"wav2vec": None}, "--wav2vec is required"),
+    ({"max_tokens": 1, "video_size": (512, 512)}, "a chunk of 5 frames brings nothing new"),
 ])
 def test_an_audio_driven_video_needs_its_inputs(ask_talking, settings, message):
     with pytest.raises(ConfigError, match=message):

@@ -47,7 +47,8 @@ def test_boxes_and_masks_say_the_same(ask, second, tmp_path):
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"speaker_boxes": ["0,0,0.5,1", "0.5,0,1,1"]}, "2 speakers and 1 sound. Give each speaker a sound"),
-    ({"speaker_boxes": ["0.5,0,0.5,1"]}, "covers nothing"), ({"speaker_boxes": ["left"]}, "expected left,top,right,bottom"),
+    ({"speaker_boxes": ["0.5,0,0.5,1"]}, "covers nothing"),
+    ({"speaker_boxes": ["left"]}, "expected left,top,right,bottom"),
     ({"speaker_masks": ["BLACK"]}, "covers nothing of the video. White is where"),
     ({"audio2": ["missing.wav"]}, "--audio2 missing.wav: no such file"),
     ({"audio": None, "audio2": ["SECOND"]}, "Give the first one's with --audio"),
