@@ -15,6 +15,10 @@ examples
     python generate_video.py --dit Wan2.1-T2V-14B --vae Wan2.1_VAE.pth --t5 models_t5_umt5-xxl-enc-bf16.pth \\
         --wav2vec wav2vec2-base-960h --lora_weight talking.safetensors --image_path face.png --audio speech.wav \\
         --prompt "a woman speaks to the camera" --video_size 480 832 --save_path talking.mp4
+  a long speech: made in chunks, watched while it grows (talking.mp4.parts/so-far.mp4), gone on with after a stop:
+    add --resume to the same command
+  two people, each with a sound:
+    add --audio2 other.wav --speaker_boxes 0,0,0.5,1 0.5,0,1,1
   image to video, first and last picture:
     add --clip models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth --image_path first.png
     and, with a first+last frame model, --end_image_path last.png
