@@ -1,12 +1,13 @@
 """A long video from first chunk to whole file: watched while it grows, kept where it is interrupted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,12 +42,12 @@ def identity_of(plan: Plan, record: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: value for name, value in settings_of(plan.request).items()
                 if name not in NOT_OF_THE_CHUNKS and not _is_path(getattr(plan.request, name))}
     scene = plan.scene
-    media = {"picture": scene.first.tobytes() if scene.first is not None else b"",
-             "sound": b"".join(voice.samples.tobytes() for voice in scene.voices),
-             "regions": b"" if plan.regions is None else plan.regions.numpy().tobytes()}
+    regions = () if plan.regions is None else (plan.regions.numpy(),)
+    media = {"picture": () if scene.first is None else (scene.first,),
+             "sound": tuple(voice.samples for voice in scene.voices), "regions": regions}
     return {"settings": settings, "weights": {name: one["fingerprint"] for name, one in record["weights"].items()},
             "loras": [[one["fingerprint"], one["multiplier"]] for one in record["loras"]],
-            "content": {name: _digest(data) for name, data in media.items()},
+            "content": {name: _digest(arrays) for name, arrays in media.items()},
             "chunks": [[one.start, one.frames, one.known] for one in plan.segments]}
 
 
@@ -55,10 +56,14 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, Path) or (isinstance(value, list) and any(isinstance(one, Path) for one in value))
 
 
-def _digest(data: bytes) -> str:
+def _digest(arrays: Sequence[np.ndarray]) -> str:
     import xxhash
 
-    return xxhash.xxh3_128_hexdigest(data)
+    digest = xxhash.xxh3_128()
+    for array in arrays:
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).data)  # no copy: a long sound is large
+    return digest.hexdigest()
 
 
 def check_outputs(plan: Plan) -> None:

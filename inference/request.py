@@ -90,6 +90,8 @@ class SceneChoice(Section):
                                     "condition", group="Scene")
     audio2: list[Path] = flag([], "sounds of the second and further speakers; the others are silent for each of them",
                               group="Scene")
+    audio_channel: int | None = flag(None, "channel of the sound that is heard, 1 is the left (default: the mean of "
+                                           "all); the video gets all channels", ge=1, group="Scene")
     speaker_boxes: list[str] = flag([], "where the speakers are, in the order of the sounds: left,top,right,bottom for "
                                         "each, as shares of the video's width and height (default: side by side from "
                                         "the left)", group="Scene")

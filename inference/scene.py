@@ -1,6 +1,7 @@
 """The pictures and the sound that a request names, read and checked before any model is loaded."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Scene:
     sound: Sound | None = None
     """What is heard in the video: the one sound, or those of all speakers together."""
     voices: tuple[Sound, ...] = ()
-    """The sound of each speaker."""
+    """What the model hears of each speaker."""
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -49,14 +50,25 @@ def read_scene(request: GenerationRequest) -> Scene:
             continue
         if notes:
             log.info("%s: %s", path, ", ".join(notes))
-    voices = []
+    sounds, voices = [], []
     for name, path in (("audio", request.audio), *(("audio2", path) for path in request.audio2)):
         if path is None:
             continue
         try:
-            voices.append(read_sound(path))
+            sounds.append(read_sound(path))
+            voices.append(_heard_channel(sounds[-1], request.audio_channel, path))
         except MediaError as error:
             problems.append(f"--{name} {error}")
     raise_all(problems, MediaError, "media")
-    return Scene(pictures.get("image_path"), pictures.get("end_image_path"), mix(voices) if voices else None,
+    return Scene(pictures.get("image_path"), pictures.get("end_image_path"), mix(sounds) if sounds else None,
                  tuple(voices))
+
+
+def _heard_channel(sound: Sound, channel: int | None, path: Path) -> Sound:
+    """The sound, or the one channel of it that is to be heard."""
+    if channel is None:
+        return sound
+    if channel > len(sound.samples):
+        raise MediaError(f"{path}: --audio_channel {channel}: the sound has {len(sound.samples)} "
+                         f"channel{'s' if len(sound.samples) > 1 else ''}. Give a number up to that.")
+    return Sound(sound.samples[channel - 1:channel], sound.sample_rate, sound.start_s)

@@ -39,6 +39,8 @@ class Unfinished:
     def begin(cls, target: Path, identity: Mapping[str, Any]) -> "Unfinished":
         """The folder for `target`, with the chunks that an earlier run of the same `identity` left there."""
         unfinished = cls(folder_of(target), identity)
+        if _read_state(unfinished.folder) is None:
+            unfinished.remove()  # chunks that nothing is known of
         unfinished.folder.mkdir(parents=True, exist_ok=True)
         write_text(unfinished.folder / STATE, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
         return unfinished

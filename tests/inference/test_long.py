@@ -192,6 +192,16 @@ def test_a_run_that_fails_in_its_first_chunk_leaves_nothing(ask_long, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_chunks_of_unknown_origin_are_not_used(ask_long, tmp_path):
+    target = tmp_path / "talk.mp4"
+    with pytest.raises(Interrupted):
+        generate(ask_long(save_path=target), watch=stop_in(2))
+    (folder_of(target) / "state.json").unlink()
+    calls = []
+    generate(ask_long(save_path=target, resume=True), watch=lambda step, sample: calls.append(step))
+    assert len(calls) == 8
+
+
 def test_a_damaged_chunk_is_made_again(ask_long, tmp_path):
     target = tmp_path / "talk.mp4"
     with pytest.raises(Interrupted):
@@ -240,3 +250,46 @@ def test_chunks_that_cannot_be_are_refused_before_models_load(ask_long, tmp_path
 def test_settings_off_the_rule_are_refused_at_the_door(ask, settings, words):
     with pytest.raises(ValueError, match=words):
         ask(**settings)
+
+
+def test_an_image_to_video_model_is_shown_the_frames_that_a_chunk_takes_over(ask, face, long_speech, tiny_weights,
+                                                                           tmp_path):
+    """Mask and latents of its own channels hold the overlap, and the sampler keeps it at the step's noise."""
+    from common.tensorfile import save_tensors
+    from inference.chunks import make_chunks
+    from inference.forward import ClipVelocity
+    from networks.condition_weights import condition_tensors
+    from networks.metadata import Origin
+    from tests.inference.conftest import audio_width
+    import wan
+    from wan.conditions.registry import build_condition
+
+    variant = wan.load_dit(tiny_weights / "wan2.1_i2v_tiny.safetensors").variant
+    settings = {"audio_states": "3", "audio_width": str(audio_width(tiny_weights))}
+    conditions = {"frame_xattn": build_condition("frame_xattn", settings, variant)}
+    save_tensors(tmp_path / "multi.safetensors", condition_tensors(conditions),
+                 Origin(conditions={"frame_xattn": conditions["frame_xattn"].settings_text()}, fps=25.0).text())
+    request = ask("i2v", image_path=face, lora_weight=[tmp_path / "multi.safetensors"], audio=long_speech,
+                  wav2vec=tiny_weights / "wav2vec2-base-960h", chunk_frames=9, overlap_frame=5, infer_steps=1,
+                  guidance_scale=1.0, video_length=13)
+    pipeline = load_pipeline(request)
+    prepared = pipeline.prepare(pipeline.plan(request))
+    seen = []
+
+    def sample(chunk, segment):
+        seen.append(chunk)
+        return pipeline.sample(chunk)
+
+    chunks = list(make_chunks(prepared, pipeline.models.get("vae"), sample))
+    assert [one.frames.shape[1] for one in chunks] == [9, 4]
+    first, later = (one.batch.features["image_latents"]["latents"][0] for one in seen)
+    assert first[:4, :, 0, 0].sum(0).tolist() == [4, 0, 0] and later[:4, :, 0, 0].sum(0).tolist() == [4, 4, 0]
+    with torch.no_grad():
+        known = pipeline.models.get("vae").encode(chunks[0].frames[None, :, -5:])[0]
+    torch.testing.assert_close(later[4:, :2], known)
+    plan = prepared.plan
+    noise = torch.randn(1, *plan.shape_of(plan.segments[1]))
+    velocity = ClipVelocity(pipeline.models.get("dit"), pipeline.models.get("conditions"), seen[1], plan.guide(), noise)
+    half = velocity.write_given(noise, 0.5)
+    torch.testing.assert_close(half[0, :, :2], 0.5 * known + 0.5 * noise[0, :, :2])
+    assert torch.equal(half[0, :, 2:], noise[0, :, 2:])

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 
-from common.errors import ConfigError
+from common.errors import ConfigError, MediaError
 from common.media.sound import Sound, read_sound
 from inference import generate, load_pipeline
 from inference.speakers import mix, parse_box, speaker_regions
@@ -94,6 +94,16 @@ def test_each_voice_is_heard_on_its_own_and_all_in_the_video(ask_talking, second
     result = generate(request)
     written = read_sound(tmp_path / "two.mp4")
     assert written.samples.shape == read_sound(speech).samples.shape and result.video.shape[1] == 13
+
+
+def test_one_channel_of_a_stereo_sound_can_be_heard(ask_talking, speech):
+    left, right, both = (planned(ask_talking(audio_channel=channel)) for channel in (1, 2, None))
+    whole = read_sound(speech).samples
+    assert np.array_equal(left.scene.voices[0].samples, whole[:1])
+    assert np.array_equal(right.scene.voices[0].samples, whole[1:]) and len(both.scene.voices[0].samples) == 2
+    assert np.array_equal(left.written_sound.samples, whole)
+    with pytest.raises(MediaError, match="--audio_channel 3: the sound has 2 channels"):
+        planned(ask_talking(audio_channel=3))
 
 
 def test_two_speakers_of_a_long_video(ask_talking, second, tmp_path):
