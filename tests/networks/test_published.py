@@ -24,7 +24,8 @@ from wan.conditions.registry import build_condition
 from wan.modules.dit import WanDiT
 from wan.weights.dit import load_dit
 
-TALK = {"audio_states": "13", "audio_width": "768", "audio_hidden": "6", "audio_tokens": "3", "token_width": "8"}
+TALK = {"audio_states": "13", "audio_width": "768", "audio_hidden": "6", "audio_tokens": "3", "token_width": "8",
+        "speakers": "lrope"}
 
 
 @pytest.fixture(scope="module")
