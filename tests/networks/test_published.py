@@ -176,6 +176,15 @@ def test_without_settings_beside_it_the_published_alpha_holds_for_the_published_
                 read_lora(tmp_path / "pytorch_model.pt")
 
 
+def test_the_settings_of_another_file_are_refused(released: dict[str, Tensor], write: Callable[..., Path]) -> None:
+    folder = write(released)
+    assert read_lora(folder).notes == ["rank 8, alpha 4 (config.json)"]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "lora_rank": 16}))
+    with pytest.raises(NetworkFileError, match="pairs of rank 8, and the config.json beside it tells of rank 16"):
+        read_lora(folder)
+
+
 def _multitalk() -> tuple[Condition, dict[str, Tensor]]:
     """A condition of a tiny model and its parameters as MultiTalk would publish them."""
     torch.manual_seed(4)

@@ -59,8 +59,8 @@ class AudioProjection(nn.Module):
     def forward(self, rows: Float[Tensor, "B M R D"]) -> Float[Tensor, "B F C W"]:
         """C tokens a latent frame; `rows` begin and end `AUDIO_HALO` beside the clip."""
         first, later = (window.flatten(2) for window in windows(rows))
-        hidden = torch.cat((F.relu(self.proj1(first)), F.relu(self.proj1_vf(later))), dim=1)
-        tokens = self.proj3(F.relu(self.proj2(hidden)))
+        hidden = F.relu(torch.cat((linear(self.proj1, first), linear(self.proj1_vf, later)), dim=1))
+        tokens = linear(self.proj3, F.relu(linear(self.proj2, hidden)))
         return self.norm(tokens.unflatten(-1, (-1, self.token_width)))
 
 
