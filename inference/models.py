@@ -25,6 +25,10 @@ ATTENTION = {"torch": "sdpa", "flash": "flash_attn", "flash2": "flash_attn"}
 """musubi-tuner's names of back ends that we call otherwise."""
 
 
+LARGE_CONDITION = 1_000_000_000
+"""Parameters above which a condition is not held in float32, for its memory (`frame_xattn` at 14B)."""
+
+
 class Models:
     """Loaded models by kind (`text_encoder`, `image_encoder`, `audio_encoder`, `vae`, `dit`, `conditions`).
 
@@ -105,7 +109,12 @@ class Models:
 
     def _load_conditions(self) -> dict[str, Condition]:
         conditions = self.files.adapters.build_conditions(self.files.variant)
-        return {name: condition.to(self.device) for name, condition in conditions.items()}
+        return {name: condition.to(self.device, self._stored_in(condition)) for name, condition in conditions.items()}
+
+    def _stored_in(self, condition: Condition) -> torch.dtype:
+        """float32, or for a condition as large as a model what the DiT computes in."""
+        size = sum(parameter.numel() for parameter in condition.parameters())
+        return self.dit_dtype if size > LARGE_CONDITION else torch.float32
 
 
 def fp8_settings(request: GenerationRequest, *, is_stored_in_fp8: bool) -> Fp8Settings | None:

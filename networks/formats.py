@@ -292,11 +292,23 @@ def _set_default_scales(lora: LoraFile) -> None:
             lora.notes.append("no alpha in the file and no settings beside it: strength 1 assumed (VideoX-Fun's "
                               "scripts train at 0.5, so that such a file needs a multiplier of 0.5)")
         return
+    if lora.layout == OMNIAVATAR.layout:
+        _check_rank(lora, lacking, settings)
     alphas = settings.get("alpha_pattern") or {}
     for entry in lacking:
         fits = [value for pattern, value in alphas.items() if re.search(rf"(^|\.){pattern}$", entry.name)]
         alpha = float(fits[0] if fits else settings["lora_alpha"])
         entry.default_scale = alpha / (math.sqrt(entry.rank) if settings.get("use_rslora") else entry.rank)
+
+
+def _check_rank(lora: LoraFile, lacking: list[Entry], settings: Mapping[str, Any]) -> None:
+    """The config.json beside an OmniAvatar file must be that file's."""
+    ranks = sorted({entry.rank for entry in lacking})
+    told = settings.get("lora_rank")
+    if told is not None and ranks != [told]:
+        raise NetworkFileError(f"{lora.path}: LoRA pairs of rank {', '.join(map(str, ranks))}, and the config.json "
+                               f"beside it tells of rank {told}. It belongs to another file.")
+    lora.notes.append(f"rank {', '.join(map(str, ranks))}, alpha {settings['lora_alpha']:g} (config.json)")
 
 
 def _set_released_scale(lora: LoraFile, lacking: list[Entry]) -> None:

@@ -47,7 +47,7 @@ def _omniavatar_settings(shapes: Shapes) -> dict[str, str]:
 def _multitalk_settings(shapes: Shapes) -> dict[str, str]:
     hidden, window = shapes["audio_proj.proj1.weight"]
     [width] = shapes["audio_proj.norm.weight"]
-    return {"audio_hidden": str(hidden), "token_width": str(width),
+    return {"audio_hidden": str(hidden), "token_width": str(width), "speakers": "lrope",
             "audio_tokens": str(shapes["audio_proj.proj3.weight"][0] // width)} | _encoder(window // 5, 12 * 768)
 
 

@@ -93,6 +93,14 @@ def test_parameters_are_float32_and_the_state_casts_to_the_dit(name: str) -> Non
 
 
 @every
+def test_it_runs_in_bfloat16_too(name: str) -> None:
+    condition, dit = _trained(name), tiny_dit(dtype=torch.bfloat16)
+    exact = _velocity(dit, condition, tiny_features())
+    found = _velocity(dit, condition.to(torch.bfloat16), tiny_features())
+    assert (found - exact).norm() < 0.05 * exact.norm()
+
+
+@every
 def test_batch_of_two_equals_two_batches_of_one_in_output_and_gradient(name: str) -> None:
     dit, condition, batch = tiny_dit(), _trained(name), tiny_features()
     parameters = list(condition.parameters())

@@ -7,9 +7,12 @@ import torch
 
 from common.errors import ConditionError, ConfigError
 from common.tensorfile import save_tensors
-from inference import load_pipeline
+from inference import generate, load_pipeline
+from networks.condition_weights import condition_tensors
 from networks.metadata import Origin
 from tools.export_network import main as export
+from wan.conditions.registry import build_condition
+from wan.weights.dit import inspect_dit
 
 
 @pytest.fixture
@@ -55,10 +58,6 @@ def test_a_gain_without_an_audio_condition_is_refused(ask):
 
 
 def test_two_files_with_two_audio_designs_are_refused(ask_talking, audio_lora, tiny_weights, tmp_path):
-    from networks.condition_weights import condition_tensors
-    from wan.conditions.registry import build_condition
-    from wan.weights.dit import inspect_dit
-
     variant = inspect_dit(tiny_weights / "wan2.1_t2v_tiny.safetensors").variant
     other = build_condition("gated_lite", {"audio_states": "3", "audio_width": "32"}, variant)
     path = tmp_path / "lite.safetensors"
@@ -66,3 +65,30 @@ def test_two_files_with_two_audio_designs_are_refused(ask_talking, audio_lora, t
                  Origin(conditions={"gated_lite": other.settings_text()}).text())
     with pytest.raises(ConditionError, match="omniavatar_add and gated_lite both hear the sound"):
         load_pipeline(ask_talking(lora_weight=[audio_lora, path]))
+
+
+@pytest.mark.parametrize(("family", "names"), [
+    ("i2v", ("frame_xattn",)), ("i2v", ("gated_lite",)), ("t2v", ("frame_xattn",)),
+    ("t2v", ("gated_lite", "reference_channels"))])
+def test_the_sound_moves_the_picture_in_every_design(ask, tiny_weights, speech, face, tmp_path, family, names):
+    variant = inspect_dit(tiny_weights / f"wan2.1_{family}_tiny.safetensors").variant
+    source = torch.Generator().manual_seed(3)
+    conditions = {}
+    for name in names:
+        settings = {} if name == "reference_channels" else {"audio_states": "3", "audio_width": "32"}
+        conditions[name] = build_condition(name, settings, variant)
+        for parameter in conditions[name].parameters():
+            parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=source))
+    path = tmp_path / "trained.safetensors"
+    save_tensors(path, condition_tensors(conditions),
+                 Origin(conditions={name: one.settings_text() for name, one in conditions.items()}, fps=25.0).text())
+    pictured = {"image_path": face} if family == "i2v" or "reference_channels" in names else {}
+
+    def video(**more):
+        return generate(ask(family, lora_weight=[path], audio=speech, wav2vec=tiny_weights / "wav2vec2-base-960h",
+                            video_length=5, guidance_scale=1, **pictured, **more)).video
+
+    heard = video()
+    assert heard.shape[1] == 5 and heard.isfinite().all()
+    assert not torch.equal(heard, video(audio_gain="0"))
+    assert torch.equal(heard, video(audio_gain="1"))

@@ -24,7 +24,8 @@ from wan.conditions.registry import build_condition
 from wan.modules.dit import WanDiT
 from wan.weights.dit import load_dit
 
-TALK = {"audio_states": "13", "audio_width": "768", "audio_hidden": "6", "audio_tokens": "3", "token_width": "8"}
+TALK = {"audio_states": "13", "audio_width": "768", "audio_hidden": "6", "audio_tokens": "3", "token_width": "8",
+        "speakers": "lrope"}
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,15 @@ def test_without_settings_beside_it_the_published_alpha_holds_for_the_published_
         else:
             with pytest.raises(NetworkFileError, match="rank 64 keeps lora_alpha in the config.json"):
                 read_lora(tmp_path / "pytorch_model.pt")
+
+
+def test_the_settings_of_another_file_are_refused(released: dict[str, Tensor], write: Callable[..., Path]) -> None:
+    folder = write(released)
+    assert read_lora(folder).notes == ["rank 8, alpha 4 (config.json)"]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "lora_rank": 16}))
+    with pytest.raises(NetworkFileError, match="pairs of rank 8, and the config.json beside it tells of rank 16"):
+        read_lora(folder)
 
 
 def _multitalk() -> tuple[Condition, dict[str, Tensor]]:

@@ -27,7 +27,7 @@ class Condition(nn.Module):
     """Base class. A subclass is one file with: a frozen dataclass `Settings`, `name`, `features`, `prepare`.
 
     Its last layer starts at zero, so that a fresh condition leaves the base's output bit-equal. Parameters are float32
-    (they are trained); a state casts to the DiT's dtype where it acts.
+    (they are trained), and may be cast for generation; a state casts to the DiT's dtype where it acts.
     """
 
     name: ClassVar[str]

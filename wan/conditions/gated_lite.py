@@ -82,11 +82,11 @@ class Tokeniser(nn.Module):
 
     def forward(self, rows: Float[Tensor, "B M K D"]) -> Float[Tensor, "G B F C D"]:
         """Tokens by group; the first latent frame's window is filled up with zeros in front, for frames before -2."""
-        mixed = torch.einsum("gk,bmkd->gbmd", self.mixtures.softmax(dim=1), rows)
+        mixed = torch.einsum("gk,bmkd->gbmd", self.mixtures.float().softmax(dim=1), rows)
         first, later = windows(mixed.flatten(0, 1))  # GB 1 W0 D, GB T W D
         first = F.pad(first, (0, 0, TOKENS - first.shape[2], 0))
-        hidden = F.silu(self.down(torch.cat((first, later), dim=1).flatten(2)))
-        tokens = self.norm(self.up(hidden).unflatten(-1, (TOKENS, self.width)))
+        hidden = F.silu(linear(self.down, torch.cat((first, later), dim=1).flatten(2)))
+        tokens = self.norm(linear(self.up, hidden).unflatten(-1, (TOKENS, self.width)))
         return tokens.unflatten(0, (len(mixed), -1))
 
 

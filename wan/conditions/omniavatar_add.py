@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common.errors import ConditionError
 from common.features import AUDIO_HALO, FeatureBatch
 from common.timebase import VAE_TEMPORAL_STRIDE
+from wan.conditions.frames import linear
 from wan.conditions.given_frames import GivenFrames
 from wan.conditions.reference_channels import (
     ReferenceState,
@@ -26,6 +27,7 @@ from wan.conditions.reference_channels import (
 )
 from wan.conditions.sound import AudioCondition, AudioSettings, Voices
 from wan.modules.hooks import Forward
+from wan.modules.norm import LayerNorm
 from wan.variants import Variant
 
 FIRST_BLOCK = 2
@@ -48,13 +50,13 @@ class AudioPack(nn.Module):
     def __init__(self, audio_dim: int, hidden: int) -> None:
         super().__init__()
         self.proj = nn.Linear(VAE_TEMPORAL_STRIDE * audio_dim, hidden)
-        self.norm_out = nn.LayerNorm(hidden)
+        self.norm_out = LayerNorm(hidden)
 
     def forward(self, audio: Float[Tensor, "B N A"]) -> Float[Tensor, "B F E"]:
         """Frame 0 is repeated three times in front, so that the groups are the VAE's: 0000, 1234, 5678 …"""
         padded = torch.cat((audio[:, :1].expand(-1, VAE_TEMPORAL_STRIDE - 1, -1), audio), dim=1)
         packed = rearrange(padded, "b (f t) a -> b f (t a)", t=VAE_TEMPORAL_STRIDE)
-        return self.norm_out(self.proj(packed))
+        return self.norm_out(linear(self.proj, packed))
 
 
 class AudioAddition(nn.Module):
@@ -70,15 +72,15 @@ class AudioAddition(nn.Module):
         self.audio_cond_projs = nn.ModuleList(nn.Linear(hidden, dim) for _ in range(count))
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
-        for linear in (self.audio_proj.proj, *self.audio_cond_projs):
-            assert isinstance(linear, nn.Linear)
-            nn.init.xavier_uniform_(linear.weight, gain=INIT_GAIN)
+        for layer in (self.audio_proj.proj, *self.audio_cond_projs):
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight, gain=INIT_GAIN)
 
 
 def residuals_of(addition: nn.Module, audio: Float[Tensor, "B N A"]) -> Float[Tensor, "B J F D"]:
     """What `audio` adds in each hearing block; `addition` has the two members of `AudioAddition`."""
     tokens = addition.audio_proj(audio)  # type: ignore[operator]
-    return torch.stack([project(tokens) for project in addition.audio_cond_projs], dim=1)  # type: ignore[union-attr]
+    return torch.stack([linear(project, tokens) for project in addition.audio_cond_projs], dim=1)  # type: ignore
 
 
 def joined_states(states: Float[Tensor, "B M K D"]) -> Float[Tensor, "B M K1 D"]:
