@@ -26,7 +26,8 @@ def sizes_in_file(model: nn.Module, file: LoraFile) -> dict[str, tuple[int, floa
 
 def network_from_sizes(model: nn.Module, sizes: dict[str, tuple[int, float]], *,
                        dropouts: Dropouts = Dropouts(), loraplus_lr_ratio: float | None = None,  # noqa: B008
-                       conditions: dict[str, nn.Module] | None = None) -> LoraNetwork:
+                       conditions: dict[str, nn.Module] | None = None, condition_lr: float | None = None
+                       ) -> LoraNetwork:
     """A network on the layers that `sizes` names."""
     targets = {}
     for path in sizes:
@@ -34,7 +35,7 @@ def network_from_sizes(model: nn.Module, sizes: dict[str, tuple[int, float]], *,
         assert isinstance(module, nn.Linear)
         targets[path] = module
     return LoraNetwork(targets, sizes=sizes, dropouts=dropouts, loraplus_lr_ratio=loraplus_lr_ratio,
-                       conditions=conditions)
+                       conditions=conditions, condition_lr=condition_lr)
 
 
 def attach_lora(model: nn.Module, file: LoraFile | str | os.PathLike[str], multiplier: float = 1.0

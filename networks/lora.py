@@ -34,11 +34,12 @@ class LoraNetwork(nn.Module):
 
     def __init__(self, targets: Mapping[str, nn.Linear], *, sizes: Mapping[str, tuple[int, float]],
                  dropouts: Dropouts = Dropouts(), loraplus_lr_ratio: float | None = None,  # noqa: B008
-                 conditions: Mapping[str, nn.Module] | None = None) -> None:
-        """`sizes` gives (rank, alpha) for every path of `targets`."""
+                 conditions: Mapping[str, nn.Module] | None = None, condition_lr: float | None = None) -> None:
+        """`sizes` gives (rank, alpha) for every path of `targets`; `condition_lr` None is the LoRA's own rate."""
         super().__init__()
         self.switch = Switch()
         self.loraplus_lr_ratio = loraplus_lr_ratio
+        self.condition_lr = condition_lr
         self.layers: dict[str, LoraLayer] = {}
         for path, base in targets.items():
             rank, alpha = sizes[path]
@@ -87,7 +88,11 @@ class LoraNetwork(nn.Module):
             layer.detach()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, object]]:
-        """Groups for an optimiser: `lora`, with LoRA+ `lora plus` (the up matrices at ratio * rate), `conditions`."""
+        """Groups for an optimiser, those without parameters left out.
+
+        `lora`, with LoRA+ `lora plus` (the up matrices at ratio * rate), and `conditions` at `condition_lr`, else at
+        the same rate.
+        """
         down = [layer.lora_down.weight for layer in self.layers.values()]
         up = [layer.lora_up.weight for layer in self.layers.values()]
         groups: list[dict[str, object]]
@@ -98,7 +103,7 @@ class LoraNetwork(nn.Module):
             groups = [{"name": "lora", "params": down, "lr": learning_rate},
                       {"name": "lora plus", "params": up, "lr": learning_rate * self.loraplus_lr_ratio}]
         of_conditions = [parameter for parameter in self.conditions.parameters() if parameter.requires_grad]
-        groups.append({"name": "conditions", "params": of_conditions, "lr": learning_rate})
+        groups.append({"name": "conditions", "params": of_conditions, "lr": self.condition_lr or learning_rate})
         return [group for group in groups if group["params"]]
 
     def state(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
