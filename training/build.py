@@ -150,8 +150,9 @@ def build_network(config: TrainConfig, plan: Plan, dit: WanDiT) -> LoraNetwork:
     network.to(dit.device).attach().train()
     count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     facts = _size_facts(network)
-    log.info("trained: %.2f M parameters in float32; LoRA rank %s, alpha %s, learning rate %g", count / 1e6,
-             facts["network_dim"], facts["network_alpha"], config.optimiser.learning_rate)
+    rates = [f"{one['lr']:g} ({one['name']})" for one in network.parameter_groups(config.optimiser.learning_rate)]
+    log.info("trained: %.2f M parameters in float32; LoRA rank %s, alpha %s, learning rate %s", count / 1e6,
+             facts["network_dim"], facts["network_alpha"], ", ".join(rates))
     if "learning_rate" not in config.optimiser.model_fields_set:
         log.warning("--learning_rate is not set; %g is musubi-tuner's default and small for LoRA (1e-4 is usual)",
                     config.optimiser.learning_rate)
@@ -196,7 +197,7 @@ def checkpoint_plan(config: TrainConfig) -> CheckpointPlan:
     saving = config.saving
     return CheckpointPlan(saving.output_dir, saving.output_name, every_steps=saving.save_every_n_steps,
                           every_epochs=saving.save_every_n_epochs, keep_steps=saving.save_last_n_steps,
-                          keep_epochs=saving.save_last_n_epochs)
+                          keep_epochs=saving.save_last_n_epochs, at_first=saving.save_at_first)
 
 
 def show_timesteps(config: TrainConfig, plan: Plan) -> None:

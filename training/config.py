@@ -146,7 +146,8 @@ class NetworkSection(Section):
     network_args: list[str] = flag(
         [], "more settings, key=value: include_patterns, exclude_patterns (Python lists of regular expressions on "
             "module names), rank_dropout, module_dropout, loraplus_lr_ratio, conditions=omniavatar_add to train the "
-            "audio condition, and its settings as omniavatar_add.audio_hidden=32")
+            "audio condition, its settings as omniavatar_add.audio_hidden=32, and condition_lr=1e-3 where conditions "
+            "shall learn at a rate of their own")
     network_weights: Path | None = flag(None, "go on from this file",
                                         differs="a key that matches nothing is an error, and conditions inside are "
                                                 "taken up too")
@@ -204,6 +205,8 @@ class SavingSection(Section):
                                     "NAME-step00000500.safetensors after step 500")
     save_every_n_epochs: int | None = flag(None, "write a checkpoint every n epochs", ge=1)
     save_every_n_steps: int | None = flag(None, "write a checkpoint every n steps", ge=1)
+    save_at_first: bool = flag(False, "write a checkpoint before the first step too, NAME-step00000000.safetensors: "
+                                      "what the run starts from, to compare with")
     save_last_n_epochs: int | None = flag(None, "keep only the last n epoch checkpoints", ge=1)
     save_last_n_steps: int | None = flag(None, "delete step checkpoints that are more than n steps old", ge=1)
     save_precision: Literal["float", "fp32", "fp16", "bf16"] | None = flag(

@@ -136,6 +136,22 @@ def test_the_audio_condition_is_trained_beside_the_lora(talking: Path, weights: 
     assert (told["audio_states"], told["audio_width"]) == ("3", "32")
 
 
+def test_a_condition_at_a_rate_of_its_own_is_told_and_what_the_run_starts_from_is_kept(
+        talking: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        final = train(settings(talking, weights, tmp_path, save_at_first=True, lr_scheduler="linear",
+                               network_args=["conditions=omniavatar_add", "condition_lr=1e-2"]))
+    assert "learning rate 0.001 (lora), 0.01 (conditions)" in caplog.text
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rates = [line["lr"] for line in lines if "lr" in line]
+    assert [one["lora"] for one in rates] == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
+    assert [one["conditions"] for one in rates] == pytest.approx([1e-2, 8e-3, 6e-3, 4e-3, 2e-3])
+    first, last = load_file(tmp_path / "t-step00000000.safetensors"), load_file(final or "")
+    assert first.keys() == last.keys()
+    assert not any(tensor.any() for key, tensor in first.items() if "lora_up" in key or "patch_embedding" in key)
+    assert any(tensor.any() for key, tensor in last.items() if "patch_embedding" in key)
+
+
 def test_training_goes_on_from_a_file_with_its_condition(talking: Path, weights: Path, tmp_path: Path) -> None:
     start = train(settings(talking, weights, tmp_path / "a", network_args=["conditions=omniavatar_add"]))
     again = train(settings(talking, weights, tmp_path / "b", network_weights=start, network_dim=None, network_alpha=1,
@@ -271,6 +287,7 @@ def test_learning_that_breaks_down_names_the_clips_and_writes_nothing(talking: P
     ({"lr_scheduler": "cosin"}, ConfigError, "nearest: 'cosine'"),
     ({"lr_warmup_steps": 50}, ConfigError, "more than the 5 steps"),
     ({"attn_mode": "cudnn"}, ConfigError, "NVIDIA"),
+    ({"network_args": ["condition_lr=1e-3"]}, ConfigError, "this run trains none"),
 ])
 def test_what_cannot_work_is_refused_before_weights_are_read(talking: Path, weights: Path, tmp_path: Path,
                                                              more: dict[str, Any], kind: type[UserError], words: str,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.callbacks import Callback, Outcome, Run, StepReport
+from training.callbacks import Callback, Outcome, Run, RunState, StepReport
 from training.checkpoints import CheckpointPlan, Checkpoints
 from training.loop import BatchLoss, Loop, LoopSettings, NonFiniteLoss
 from training.parallel import Processes
@@ -191,6 +191,22 @@ def test_old_checkpoints_go_but_never_the_newest(tmp_path: Path) -> None:
     (tmp_path / "epochs").mkdir()
     fit(Line(DATA[:2]), checkpoints(tmp_path / "epochs", every_epochs=2, keep_epochs=2), steps=None, epochs=9)
     assert written(tmp_path / "epochs") == ["name-000006.safetensors", "name-000008.safetensors", "name.safetensors"]
+
+
+def test_the_untrained_network_is_written_first_and_stays(tmp_path: Path) -> None:
+    fit(Line(DATA), checkpoints(tmp_path, at_first=True, every_steps=2, keep_steps=2), steps=8)
+    assert written(tmp_path) == ["name-step00000000.safetensors", "name-step00000006.safetensors",
+                                 "name-step00000008.safetensors", "name.safetensors"]
+    assert (tmp_path / "name-step00000000.safetensors").read_text() == "0"
+
+
+def test_a_run_that_goes_on_writes_no_first_checkpoint(tmp_path: Path) -> None:
+    job = Line(DATA)
+    loop = Loop(job, optimizer=torch.optim.SGD(job.parameters, lr=0.1), schedule=Constant(),
+                settings=LoopSettings(steps=4), processes=Processes(), callbacks=[checkpoints(tmp_path, at_first=True)],
+                state=RunState(step=3, epoch=1, batches_in_epoch=3))
+    loop.run()
+    assert written(tmp_path) == ["name.safetensors"]
 
 
 def test_callbacks_hear_of_every_checkpoint(tmp_path: Path) -> None:
