@@ -20,60 +20,12 @@ from common.config import to_toml
 from common.errors import CacheError, ConfigError, NetworkFileError, UserError, WeightsError
 from common.tensorfile import save_tensors
 from precompute import ModelFiles, run
+from tests.training.runs import CLIPS, TOML, losses, prepare_data, settings, validations, write_toml
 from training import train
-from training.config import TrainConfig
 from training.loop import NonFiniteLoss
 import wan
 from wan.modules.dit import WanDiT
 from wan.variants import Variant
-
-TOML = """
-[general]
-resolution = [32, 32]
-caption_extension = ".txt"
-batch_size = {batch}
-[[datasets]]
-video_directory = "{folder}/clips"
-cache_directory = "{folder}/cache"
-audio = "clip"
-target_fps = 25
-target_frames = [9]
-"""
-CLIPS = 5
-
-
-@pytest.fixture(scope="module")
-def weights(tiny_weights: Path) -> Path:
-    torch.set_num_threads(1)
-    return tiny_weights
-
-
-def prepare_data(folder: Path, root: Path, weights: Path, features: Sequence[str], *, given: Any = "first",
-                 more: str = "") -> Path:
-    """Five of the demo's clips, and the datasets of the TOML text `more`, with the named features cached."""
-    (folder / "clips").mkdir()
-    for i in range(CLIPS):
-        for suffix in (".mp4", ".txt"):
-            shutil.copy(root / "examples" / "demo" / "clips" / f"head_{i:03d}{suffix}", folder / "clips")
-    data = write_toml(folder, 1)
-    data.write_text(data.read_text(encoding="utf-8") + more, encoding="utf-8")
-    models = ModelFiles(vae=weights / "Wan2.1_VAE.pth", t5=weights / "models_t5_umt5-xxl-enc-bf16.pth",
-                        clip=weights / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
-                        wav2vec=weights / "wav2vec2-base-960h", given=given)
-    assert not run(list(features), data, models=models).failed
-    return data
-
-
-def write_toml(folder: Path, batch: int) -> Path:
-    path = folder / f"batch{batch}.toml"
-    path.write_text(TOML.format(folder=folder.as_posix(), batch=batch), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def talking(tmp_path_factory: pytest.TempPathFactory, root: Path, weights: Path) -> Path:
-    """Dataset with latents, text, sound and reference latents."""
-    return prepare_data(tmp_path_factory.mktemp("talking"), root, weights, ["latents", "text", "audio"])
 
 
 @pytest.fixture(scope="module")
@@ -83,23 +35,12 @@ def pictured(tmp_path_factory: pytest.TempPathFactory, root: Path, weights: Path
                         ["latents", "text", "image_latents", "clip"])
 
 
-def settings(data: Path, weights: Path, out: Path, **more: Any) -> TrainConfig:
-    return TrainConfig.from_flags(**{
-        "dataset_config": data, "dit": weights / "wan2.1_t2v_tiny.safetensors", "output_dir": out, "output_name": "t",
-        "learning_rate": 1e-3, "max_train_steps": 5, "seed": 7, "network_dim": 4, "network_alpha": 4,
-        "timestep_sampling": "shift", "discrete_flow_shift": 3, "max_data_loader_n_workers": 1, **more})
-
-
-def losses(out: Path) -> list[float]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
-
-
 def test_a_lora_is_trained_and_saved_with_what_made_it(talking: Path, weights: Path, tmp_path: Path) -> None:
     final = train(settings(talking, weights, tmp_path, save_every_n_epochs=1, max_train_steps=7))
     assert final == tmp_path / "t.safetensors"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "metrics.jsonl", "settings.toml", "t-000001.safetensors", "t.safetensors"]
+        "loss_history.json", "loss_history.png", "metrics.jsonl", "settings.toml", "t-000001.safetensors",
+        "t.safetensors"]
     with safe_open(final, "pt") as file:
         told = file.metadata()
         assert "lora_unet_blocks_0_self_attn_q.lora_down.weight" in file.keys()  # noqa: SIM118
@@ -285,6 +226,7 @@ def test_learning_that_breaks_down_names_the_clips_and_writes_nothing(talking: P
     ({"network_args": ["exclude_patterns=['.*nothing.*']"]}, ConfigError, "matches nothing"),
     ({"optimizer_type": "AdmW"}, ConfigError, "nearest"),
     ({"lr_scheduler": "cosin"}, ConfigError, "nearest: 'cosine'"),
+    ({"validation_count": 5}, ConfigError, "nothing is left to train on"),
     ({"lr_warmup_steps": 50}, ConfigError, "more than the 5 steps"),
     ({"attn_mode": "cudnn"}, ConfigError, "NVIDIA"),
     ({"network_args": ["condition_lr=1e-3"]}, ConfigError, "this run trains none"),
@@ -365,7 +307,8 @@ def test_two_processes_learn_what_one_learns_with_their_batch(talking: Path, wei
                                                               ) -> None:
     # Adam divides a gradient by its own size, so that the last bit of a sum shows as a share of the learning rate.
     more: dict[str, Any] = {"learning_rate": 1e-5, "max_train_epochs": 2, "num_timestep_buckets": 3,
-                            "network_args": ["conditions=omniavatar_add"]}
+                            "network_args": ["conditions=omniavatar_add"], "validation_count": 2,
+                            "validate_every_n_steps": 2}
     train(settings(write_toml(talking.parent, 2), weights, tmp_path / "one", **more))
     two = settings(talking, weights, tmp_path / "two", **more)
     (tmp_path / "two.toml").write_text(to_toml(two), encoding="utf-8")
@@ -379,4 +322,9 @@ def test_two_processes_learn_what_one_learns_with_their_batch(talking: Path, wei
     assert one.keys() == both.keys()
     assert max((one[key] - both[key]).abs().max().item() for key in one) <= 1e-6
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-5)
+    figures = [[(line["step"], line["held_out_loss"], line["clips"]) for line in validations(tmp_path / name)]
+               for name in ("one", "two")]
+    assert figures[0][0] == figures[1][0], "before the first step the weights are the same, so every bit must be"
+    assert len(figures[0]) == len(figures[1]) > 2
+    assert [line[1] for line in figures[0]] == pytest.approx([line[1] for line in figures[1]], rel=1e-5)
     assert not list(tmp_path.rglob(".*"))
