@@ -7,6 +7,8 @@ import numpy as np
 
 Colour = tuple[int, int, int]
 """RGB in 0…255."""
+SOFTNESS = 0.004
+"""Deviation of the blur over people, in units of the picture's side: half a pixel of 128."""
 _BITS = 5
 
 

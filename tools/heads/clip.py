@@ -7,7 +7,7 @@ from jaxtyping import Float32, Int, UInt8
 import numpy as np
 
 from tools.heads.background import paint_background
-from tools.heads.canvas import Canvas
+from tools.heads.canvas import SOFTNESS, Canvas
 from tools.heads.face import Face
 from tools.heads.laws import FPS, MouthCurves
 from tools.heads.mouth import mouth_box, paint_mouth
@@ -81,6 +81,7 @@ class _Actor:
         canvas = self.person.heads[BLINKS.index(float(self.blinks[k]))]
         patch = self.around_mouth.copy()
         paint_mouth(patch, self.face, float(self.mouth.opening[k]), float(self.mouth.spread[k]))
+        patch.blur(SOFTNESS)
         patch.rgba[..., :3] *= self.mouth_light
         canvas.rgba[self.rows, self.columns] = patch.rgba
         return [*behind, self.person.body.place(body, self.size, shape), canvas.place(head, self.size, shape)]

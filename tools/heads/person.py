@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tools.heads.canvas import Canvas, Colour, box, ellipse
+from tools.heads.canvas import SOFTNESS, Canvas, Colour, box, ellipse
 from tools.heads.face import Face
 
 BLINKS = (0.0, 0.5, 1.0)
@@ -52,7 +52,7 @@ def _hair_behind(face: Face, scale: float) -> Canvas | None:
         for angle in np.linspace(np.pi * 0.95, np.pi * 2.05, 9):
             canvas.fill(ellipse(1.22 * face.width * np.cos(angle), -0.10 + 0.80 * face.height * np.sin(angle),
                                 0.075, 0.075), face.hair)
-    canvas.blur(0.004)
+    canvas.blur(SOFTNESS)
     return canvas
 
 
@@ -64,6 +64,7 @@ def _body(face: Face, scale: float) -> Canvas:
         canvas.fill(np.array([(-face.collar, 0.42), (face.collar, 0.42), (0, 0.44 + face.collar)]),
                     darker(face.skin, 0.80), soft=0.006)
     canvas.fill(ellipse(0, 0.32, 0.16, 0.07), darker(face.skin, 0.62), 0.5, soft=0.02)
+    canvas.blur(SOFTNESS)
     return canvas
 
 
@@ -81,6 +82,7 @@ def _heads(face: Face, scale: float) -> list[Canvas]:
     for shut in BLINKS:
         canvas = base.copy()
         _eyes(canvas, face, shut)
+        canvas.blur(SOFTNESS)
         heads.append(canvas)
     return heads
 

@@ -12,13 +12,15 @@ from tools.heads.clip import render_clip
 from tools.heads.laws import FPS, MouthCurves, mouth_curves
 from tools.heads.scene import draw_scene
 from tools.heads.speech import UNSEEN_VOICES, UNSEEN_WORDS, VOICES, random_sentence, speak
-from tools.heads.turns import random_piece, take_turns
+from tools.heads.turns import PEAK, random_piece, take_turns
 
 RATE_HZ = 16_000
 DEMO_CLIPS, DEMO_SIZE, DEMO_FRAMES = 48, 128, 81
 UNSEEN_FACES = (1000, 1003)
 MAX_CORRELATION = 0.15
 """Between the mouth openings of any two unseen utterances."""
+MIN_DEVIATION = 0.2
+"""Of an unseen utterance's mouth opening over its frames: even babble would prove little."""
 TRIES = 12
 """Sentences tried for each unseen utterance, each cut at several places."""
 
@@ -101,7 +103,8 @@ def _candidates(rng: np.random.Generator, language: str, voice: str) -> list[np.
         margin = round(0.5 * RATE_HZ)
         for start in range(margin, len(speech) - length - margin, round(0.4 * RATE_HZ)):
             piece = speech[start:start + length]
-            found.append((0.8 * piece / np.abs(piece).max()).astype(np.float32))
+            if mouth_curves(piece, RATE_HZ, DEMO_FRAMES).opening.std() >= MIN_DEVIATION:
+                found.append((PEAK * piece / np.abs(piece).max()).astype(np.float32))
     return found
 
 
