@@ -99,9 +99,9 @@ class ValidationReport:
         parts = [f"held-out loss {self.loss:.4f}"]
         if self.audio is None:
             return ", ".join([*parts, f"no audio gap ({self.note})"] if self.note else parts)
-        parts.append(f"audio gap {self.audio.gap:+.4f} (shifted ±{self.audio.shift_frames} frames)")
+        parts.append(f"audio gap {self.audio.gap:+.3g} (shifted ±{self.audio.shift_frames} frames)")
         if self.audio.null_gap is not None:
-            parts.append(f"without sound {self.audio.null_gap:+.4f}")
+            parts.append(f"without sound {self.audio.null_gap:+.3g}")
         return ", ".join(parts) + (f" (not compared: {self.note})" if self.note else "")
 
 
