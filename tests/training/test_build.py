@@ -200,7 +200,8 @@ def test_a_file_trained_with_sound_drives_a_generation(talking: Path, weights: P
     assert final is not None
     request = {"dit": weights / "wan2.1_t2v_tiny.safetensors", "vae": weights / "Wan2.1_VAE.pth",
                "t5": weights / "models_t5_umt5-xxl-enc-bf16.pth", "wav2vec": weights / "wav2vec2-base-960h",
-               "image_path": root / "examples/demo/face.png", "audio": root / "examples/demo/speech.wav",
+               "image_path": root / "examples/demo/unseen/face_1000.png",
+               "audio": root / "examples/demo/unseen/speech_0.flac",
                "prompt": "A head talks.", "video_size": (32, 32), "infer_steps": 2, "video_length": 9, "seed": 1}
     made = generate(GenerationRequest.from_flags(**request, lora_weight=[final]))
     assert made.fps == 25.0 and made.video.shape[1:] == (9, 32, 32)
