@@ -37,9 +37,6 @@ def load_speech(path: Path) -> list[np.ndarray]:
 
 
 def _render(job: tuple[int, list[MouthCurves], int]) -> Rendered:
-    import cv2
-
-    cv2.setNumThreads(1)
     seed, mouths, size = job
     return render_clip(draw_scene(seed, len(mouths)), mouths, size=size, frames=len(mouths[0].opening))
 
@@ -49,6 +46,8 @@ def make_bank(speech: Path, *, clips: int, frames: int, size: int, seed: int = 0
 
     Two heads take turns, each with its own speech. The laws are those of the cut sound, as in the demo's clips.
     """
+    import cv2
+
     utterances = load_speech(speech)
     rng = np.random.default_rng([seed, 5])
     length = round(frames / FPS * RATE_HZ)
@@ -60,8 +59,11 @@ def make_bank(speech: Path, *, clips: int, frames: int, size: int, seed: int = 0
         jobs.append((FIRST_SEED + seed * SEEDS_APART + i, [mouth_curves(s, RATE_HZ, frames) for s in sounds], size))
     pictures = np.empty((clips, frames, size, size * heads, 3), np.uint8)
     boxes = np.empty((clips, frames, heads, 4), np.uint16)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # ends OpenCV's own threads: a forked process would wait for them forever
     with get_context("fork").Pool(os.cpu_count()) as pool:
         for i, rendered in enumerate(pool.imap(_render, jobs, chunksize=2)):
             pictures[i], boxes[i] = rendered.pictures, rendered.boxes
+    cv2.setNumThreads(threads)
     openings = np.array([[mouth.opening for mouth in mouths] for _, mouths, _ in jobs]).swapaxes(1, 2)
     return Bank(pictures, [draw_scene(job[0], heads).caption for job in jobs], openings, boxes)
