@@ -165,7 +165,7 @@ def _is_on_skin(frame: np.ndarray, left: int, top: int, width: int, height: int)
 
 def _measure(frames: np.ndarray, patches: list[Patch]) -> np.ndarray:
     """Follow a mouth from where the voters saw it; its height in units of its width in every frame, or NaN."""
-    # Blur, and a mouth that opens, make patches narrower; never wider.
+    # One width for the whole clip: blur, opening and rounding make a patch narrower; the widest are as wide as the mouth.
     width = float(np.percentile([patch.width for patch in patches], 90))
     known = [patch.frame for patch in patches]
     xs = np.interp(np.arange(len(frames)), known, [patch.x for patch in patches])
@@ -173,8 +173,10 @@ def _measure(frames: np.ndarray, patches: list[Patch]) -> np.ndarray:
     windows = [_window(frame, x, y, width) for frame, x, y in zip(frames, xs, ys, strict=True)]
     contrasts = np.array([np.percentile(window, 96) for window in windows])
     lips = float(np.median(contrasts))
-    heights = np.array([2 * _lower_height(_alone(np.clip(window / (0.9 * lips) - 0.05, 0, 1)), width) if lips > MIN_LIPS else 0
-                        for window in windows])
+    if lips <= MIN_LIPS:
+        return np.full(len(frames), np.nan)
+    softs = (_alone(np.clip(window / (0.9 * lips) - 0.05, 0, 1)) for window in windows)
+    heights = np.array([2 * _lower_height(soft, width) for soft in softs])
     return np.where(contrasts > max(MIN_LIPS, 0.35 * lips), np.clip(heights / width, 0, 1), np.nan)
 
 

@@ -19,9 +19,6 @@ import sys
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.errors import ConfigError, raise_all, run  # noqa: E402
-from tools.heads.laws import FPS, mouth_opening  # noqa: E402, F401
-
-MADE_BY = "Rendered by tools/talking_heads.py of OmniTuner; speech synthesised by espeak-ng."
 
 
 def checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -53,15 +50,16 @@ def main() -> int:
     arguments = checked(parser)
 
     from tools.heads.speech import need_engine
-    from tools.heads.write import write_clip, write_demo
+    from tools.heads.write import spoken_sounds, write_clip, write_demo
 
     need_engine()
     if arguments.demo:
-        write_demo(arguments.out, made_by=MADE_BY)
+        write_demo(arguments.out)
         return 0
     for i in range(arguments.count):
-        write_clip(arguments.out / f"head_{i:03d}", arguments.seed + i, heads=arguments.heads, size=arguments.size,
-                   frames=arguments.frames, made_by=MADE_BY)
+        seed = arguments.seed + i
+        write_clip(arguments.out / f"head_{i:03d}", seed, spoken_sounds(seed, arguments.heads, arguments.frames),
+                   size=arguments.size, frames=arguments.frames)
     return 0
 
 

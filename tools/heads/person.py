@@ -107,6 +107,8 @@ def _hair_in_front(canvas: Canvas, face: Face) -> None:
 
 def _eyes(canvas: Canvas, face: Face, shut: float) -> None:
     size = face.eye_size
+    red, green, blue = face.hair
+    brow = (red // 3 + 46, green // 3 + 44, blue // 3 + 44)  # greyer than the hair: red brows would look like lips
     for side in (-1, 1):
         x, y = side * face.eye_gap, -0.085
         canvas.fill(ellipse(x, y, 0.056 * size, 0.036 * size), darker(face.skin, 0.84), soft=0.005)
@@ -117,7 +119,7 @@ def _eyes(canvas: Canvas, face: Face, shut: float) -> None:
             canvas.fill(ellipse(x, y, 0.011 * size, min(0.011 * size, open_)), (14, 14, 16))
         else:
             canvas.fill(ellipse(x, y + 0.006, 0.046 * size, 0.007), darker(face.skin, 0.5), soft=0.003)
-        canvas.fill(BROW * (-side, 1) + (x, y - face.brow), darker(face.hair, 0.8), 0.9, soft=0.004)
+        canvas.fill(BROW * (-side, 1) + (x, y - face.brow), brow, 0.9, soft=0.004)
     if face.has_glasses:
         for side in (-1, 1):
             canvas.stroke(ellipse(side * face.eye_gap, -0.080, 0.078, 0.062, power=0.8), (44, 44, 52), 0.014,

@@ -15,6 +15,8 @@ from tools.heads.speech import UNSEEN_VOICES, UNSEEN_WORDS, VOICES, random_sente
 from tools.heads.turns import PEAK, random_piece, take_turns
 
 RATE_HZ = 16_000
+MADE_BY = "Rendered by tools/talking_heads.py of OmniTuner; speech synthesised by espeak-ng."
+"""Container tag of every clip."""
 DEMO_CLIPS, DEMO_SIZE, DEMO_FRAMES = 48, 128, 81
 UNSEEN_FACES = (1000, 1003)
 MAX_CORRELATION = 0.15
@@ -25,23 +27,25 @@ TRIES = 12
 """Sentences tried for each unseen utterance, each cut at several places."""
 
 
-def write_clip(stem: Path, seed: int, *, heads: int, size: int, frames: int, made_by: str) -> None:
-    """Write `stem`.mp4 and .txt of a scene's seed, for two heads also .left.wav and .right.wav."""
+def write_clip(stem: Path, seed: int, sounds: list[Float32[np.ndarray, " T"]], *, size: int, frames: int) -> None:
+    """Write `stem`.mp4 and .txt of a scene's seed, a head for each of `sounds`; for two also .left.wav, .right.wav."""
+    if len(sounds) == 2:
+        for side, sound in zip(("left", "right"), sounds, strict=True):
+            write_sound(stem.parent / f"{stem.name}.{side}.wav", sound)
+    scene = draw_scene(seed, len(sounds))
+    rendered = render_clip(scene, [mouth_curves(sound, RATE_HZ, frames) for sound in sounds], size=size, frames=frames)
+    write_video(stem.parent / f"{stem.name}.mp4", rendered.pictures, fps=FPS,
+                sound=Sound(np.stack(sounds).sum(0, keepdims=True), RATE_HZ),
+                tags={"comment": MADE_BY, "description": MADE_BY})
+    write_text(stem.parent / f"{stem.name}.txt", scene.caption + "\n")
+
+
+def spoken_sounds(seed: int, heads: int, frames: int) -> list[Float32[np.ndarray, " T"]]:
+    """Speech at 16 kHz for each head of a clip of `frames` frames, from anywhere in long sentences; two take turns."""
     rng = np.random.default_rng([seed, 41])
     length = round(frames / FPS * RATE_HZ)
     sounds = [random_piece(rng, [spoken(rng)], length, RATE_HZ) for _ in range(heads)]
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    if heads == 2:
-        sounds = [sound / 2 for sound in take_turns(rng, sounds, RATE_HZ)]
-        for side, sound in zip(("left", "right"), sounds, strict=True):
-            write_sound(stem.parent / f"{stem.name}.{side}.wav", sound)
-    scene = draw_scene(seed, heads)
-    mouths = [mouth_curves(sound, RATE_HZ, frames) for sound in sounds]
-    rendered = render_clip(scene, mouths, size=size, frames=frames)
-    write_video(stem.parent / f"{stem.name}.mp4", rendered.pictures, fps=FPS,
-                sound=Sound(np.stack(sounds).sum(0, keepdims=True), RATE_HZ),
-                tags={"comment": made_by, "description": made_by})
-    write_text(stem.parent / f"{stem.name}.txt", scene.caption + "\n")
+    return sounds if heads == 1 else [sound / heads for sound in take_turns(rng, sounds, RATE_HZ)]
 
 
 def spoken(rng: np.random.Generator, language: str | None = None, voice: str | None = None
@@ -62,14 +66,14 @@ def write_sound(path: Path, samples: Float32[np.ndarray, " T"]) -> None:
         soundfile.write(temporary, samples, RATE_HZ, subtype="PCM_16", format=path.suffix[1:].upper())
 
 
-def write_demo(out: Path, *, made_by: str) -> None:
+def write_demo(out: Path) -> None:
     """The clips of examples/demo, and faces and utterances that they do not hold."""
     import cv2
 
     for i in range(DEMO_CLIPS):
-        write_clip(out / "clips" / f"head_{i:03d}", i, heads=1, size=DEMO_SIZE, frames=DEMO_FRAMES, made_by=made_by)
+        write_clip(out / "clips" / f"head_{i:03d}", i, spoken_sounds(i, 1, DEMO_FRAMES), size=DEMO_SIZE,
+                   frames=DEMO_FRAMES)
     unseen = out / "unseen"
-    unseen.mkdir(parents=True, exist_ok=True)
     for seed in UNSEEN_FACES:
         scene, shut = draw_scene(seed), MouthCurves(np.zeros(1), np.zeros(1))
         picture = render_clip(scene, [shut], size=DEMO_SIZE, frames=1).pictures[0]
