@@ -165,7 +165,7 @@ def _is_on_skin(frame: np.ndarray, left: int, top: int, width: int, height: int)
 
 def _measure(frames: np.ndarray, patches: list[Patch]) -> np.ndarray:
     """Follow a mouth from where the voters saw it; its height in units of its width in every frame, or NaN."""
-    # One width for the whole clip: blur, opening and rounding make a patch narrower; the widest are as wide as the mouth.
+    # One width for the whole clip, near the widest: blur, opening and rounding make patches narrower, never wider.
     width = float(np.percentile([patch.width for patch in patches], 90))
     known = [patch.frame for patch in patches]
     xs = np.interp(np.arange(len(frames)), known, [patch.x for patch in patches])
