@@ -38,7 +38,7 @@ MOTION_WEIGHT = 4.0
 """Weight of what differs by 1 from its mean over the clip."""
 SHORT = 33
 """Frames of the quarters."""
-QUARTERS = 0.75
+QUARTERS = 0.82
 """Share of the steps that see quarters of the pictures; the others see whole ones, a quarter as many clips."""
 UNSEEN = 48
 """Clips of the measurement."""
@@ -134,7 +134,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write Wan2.1_VAE.pth and train_vae.json to")
     add_bank_flags(parser, clips=1600)
-    add_training_flags(parser, steps=11_000, minutes=15, rate=2e-3, batch=16)
+    add_training_flags(parser, steps=4400, minutes=15, rate=2e-3, batch=16)
     parser.add_argument("--width", type=int, default=WIDTH, help=f"channels of the finest stage (default {WIDTH})")
     settings = parser.parse_args()
     device = start(settings)

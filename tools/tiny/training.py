@@ -22,18 +22,22 @@ LOGS = 150
 def add_training_flags(parser: argparse.ArgumentParser, *, steps: int, minutes: float, rate: float, batch: int) -> None:
     """Flags that every training has, with this one's defaults."""
     parser.add_argument("--steps", type=int, default=steps, help=f"training steps (default {steps})")
-    parser.add_argument("--minutes", type=float, default=minutes, help="time of the steps alone in which a slower "
-                        f"machine ends the same schedule in fewer steps (default {minutes:g})")
+    parser.add_argument("--minutes", type=float, default=minutes, help="time from the start of the command in "
+                        f"which a slower machine ends the same schedule in fewer steps (default {minutes:g})")
     parser.add_argument("--rate", type=float, default=rate, help=f"highest learning rate (default {rate:g})")
     parser.add_argument("--batch", type=int, default=batch, help=f"clips a step (default {batch})")
     parser.add_argument("--seed", type=int, default=0, help="draws weights, batches and noise")
 
 
 def start(settings: argparse.Namespace) -> str:
-    """Seed torch, allow TF32, and return the device: the first GPU, or the CPU. ConfigError for an impossible flag."""
+    """Seed torch, allow TF32, let the time run, and return the device: the first GPU, or the CPU.
+
+    ConfigError for an impossible flag.
+    """
     if settings.steps < 1 or settings.batch < 1 or settings.minutes <= 0:
         raise ConfigError(f"--steps {settings.steps}, --batch {settings.batch} and --minutes {settings.minutes:g} must "
                           "be above 0.")
+    settings.until = time.monotonic() + 60 * settings.minutes
     torch.manual_seed(settings.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -48,7 +52,7 @@ class Course:
     """
 
     def __init__(self, settings: argparse.Namespace) -> None:
-        self.total, self.seconds, self.peak = settings.steps, 60 * settings.minutes, settings.rate
+        self.total, self.until, self.peak = settings.steps, settings.until, settings.rate
         self.warm_up = min(200, self.total // 20 + 1)
         self.log: list[dict[str, float]] = []
         self.step = 0
@@ -58,9 +62,10 @@ class Course:
     def __iter__(self) -> Iterator[int]:
         """Step numbers from 1."""
         started = time.monotonic()
+        seconds = max(self.until - started, 1.0)
         for step in range(1, self.total + 1):
             self.passed = time.monotonic() - started
-            self.progress = max((step - 1) / self.total, self.passed / self.seconds)
+            self.progress = max((step - 1) / self.total, self.passed / seconds)
             if self.progress >= 1:
                 return
             self.step = step
@@ -122,7 +127,8 @@ class Masters:
 def write_record(path: Path, settings: argparse.Namespace, course: Course, summary: dict[str, Any]) -> None:
     """train_NAME.json: flags, versions, device, steps, seconds of the steps, what was measured, and the log."""
     on_gpu = torch.cuda.is_available()
-    flags = {name: value.name if isinstance(value, Path) else value for name, value in vars(settings).items()}
+    flags = {name: value.name if isinstance(value, Path) else value for name, value in vars(settings).items()
+             if name != "until"}
     record = {"settings": flags, "python": platform.python_version(), "torch": torch.__version__,
               "device": torch.cuda.get_device_name() if on_gpu else "CPU", "steps": course.step,
               "seconds": round(course.passed, 1), "summary": summary}
