@@ -187,7 +187,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True, help="folder with the VAE, umT5 and its tokenizer")
     add_bank_flags(parser, clips=2000)
     parser.add_argument("--double_clips", type=int, default=240, help="clips of two heads (default 240)")
-    add_training_flags(parser, steps=14_000, minutes=15, rate=1e-3, batch=32)
+    add_training_flags(parser, steps=7750, minutes=15, rate=1e-3, batch=32)
     settings = parser.parse_args()
     device = start(settings)
     started = time.monotonic()
