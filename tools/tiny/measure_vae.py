@@ -68,6 +68,7 @@ def measure(path: Path, bank: Bank, device: str) -> dict[str, Any]:
     late = psnr_db(made[:, -25:], bank.pictures[:, -25:])
     seen = mouths(made, bank.openings)
     return {"unseen_psnr_db": round(float(each.mean()), 2), "unseen_least_psnr_db": round(float(each.min()), 2),
+            "unseen_first_frame_psnr_db": round(float(psnr_db(made[:, :1], bank.pictures[:, :1]).mean()), 2),
             "unseen_last_second_psnr_db": round(float(late.mean()), 2), "unseen_clips": len(each),
             **{f"unseen_{name}": value for name, value in seen.items()},
             "rendered_mouth_r": mouths(bank.pictures, bank.openings)["mouth_r"],
