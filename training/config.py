@@ -146,8 +146,8 @@ class NetworkSection(Section):
     network_args: list[str] = flag(
         [], "more settings, key=value: include_patterns, exclude_patterns (Python lists of regular expressions on "
             "module names), rank_dropout, module_dropout, loraplus_lr_ratio, conditions=omniavatar_add to train the "
-            "audio condition, its settings as omniavatar_add.audio_hidden=32, and condition_lr=1e-3 where conditions "
-            "shall learn at a rate of their own")
+            "audio condition, its settings as omniavatar_add.audio_hidden=32, condition_lr=1e-3 where conditions "
+            "shall learn at a rate of their own, and patch_lr=1e-4 for their patch embedding")
     network_weights: Path | None = flag(None, "go on from this file",
                                         differs="a key that matches nothing is an error, and conditions inside are "
                                                 "taken up too")

@@ -111,8 +111,8 @@ def check(config: TrainConfig) -> Plan:
     assert model is not None and dataset is not None
     task = find_task(config.data.task)
     features = [feature for name in wanted for feature in find_condition(name).features]
-    if "condition_lr" in arguments and not wanted:
-        raise ConfigError("network_args: condition_lr is the learning rate of conditions, and this run trains none. "
+    if not wanted and (rate := next((name for name in ("condition_lr", "patch_lr") if name in arguments), None)):
+        raise ConfigError(f"network_args: {rate} is a learning rate of conditions, and this run trains none. "
                           "Add conditions=omniavatar_add, or leave it out.")
     clips = find_clips(dataset, task, features, require_sources=config.data.require_sources)
     conditions = _build_conditions(wanted, clips, model.variant)

@@ -42,6 +42,7 @@ def test_one_bare_pattern_needs_no_list():
     (["loraplus_lr_ratio=0"], "above 0"),
     (["condition_lr=0"], "a learning rate, above 0"),
     (["condition_lr=nan"], "a learning rate, above 0"),
+    (["patch_lr=-1"], "a learning rate, above 0"),
     (["rank_dropout=much"], "is no number"),
     (["exclude_patterns=['a'"], "is no list"),
     (["exclude_patterns=[1]"], "texts in quotes"),

@@ -21,6 +21,7 @@ from common.errors import CacheError, ConfigError, NetworkFileError, UserError, 
 from common.tensorfile import save_tensors
 from precompute import ModelFiles, run
 from tests.training.runs import CLIPS, TOML, losses, prepare_data, settings, validations, write_toml
+from tools.tiny.dit import IMAGE_DIM
 from training import train
 from training.loop import NonFiniteLoss
 import wan
@@ -112,7 +113,7 @@ def test_image_to_video_reads_mask_latents_and_clip(pictured: Path, weights: Pat
 def control_dit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Fun-Control DiT: 16 noisy, 16 control and 16 image channels."""
     variant = Variant(dim=128, ffn_dim=64, layers=1, heads=1, in_channels=48, out_channels=16, text_dim=64,
-                      has_image_branch=True, image_dim=64)
+                      has_image_branch=True, image_dim=IMAGE_DIM)
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("control") / "fun_control.safetensors"
     save_tensors(path, WanDiT(variant).state_dict(), {})
@@ -231,6 +232,7 @@ def test_learning_that_breaks_down_names_the_clips_and_writes_nothing(talking: P
     ({"lr_warmup_steps": 50}, ConfigError, "more than the 5 steps"),
     ({"attn_mode": "cudnn"}, ConfigError, "NVIDIA"),
     ({"network_args": ["condition_lr=1e-3"]}, ConfigError, "this run trains none"),
+    ({"network_args": ["patch_lr=1e-3"]}, ConfigError, "this run trains none"),
 ])
 def test_what_cannot_work_is_refused_before_weights_are_read(talking: Path, weights: Path, tmp_path: Path,
                                                              more: dict[str, Any], kind: type[UserError], words: str,
