@@ -4,11 +4,15 @@ PY = .venv/bin/python
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo demo-full test lint bench install clean
 
-demo:            ## set up and run the main job on the small set that ships with the repository
+demo:            ## set up, then train on the small set that ships here, generate, and measure the sync; minutes
 	@$(PYTHON) tools/install.py
 	@$(PY) tools/demo.py $(ARGS)
+
+demo-full:       ## the same on more faces and sounds and with goals; on a GPU where there is one
+	@$(PYTHON) tools/install.py
+	@$(PY) tools/demo.py --full $(ARGS)
 
 test:            ## set up and run the tests
 	@$(PYTHON) tools/install.py --dev

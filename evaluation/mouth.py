@@ -25,6 +25,8 @@ MIN_LIPS = 0.15
 """Least contrast of mouth and skin, in R - 2 G and in units of the skin's mean brightness; sharp pictures have 0.9."""
 WIDTHS = (0.05, 0.36)
 """Plausible widths of a mouth, in units of the picture's short side."""
+PALEST = 0.6
+"""Share of the strongest mouth's contrast that another one in the picture must have."""
 SEEN_SHARE = 0.7
 """Share of the frames in which the mouth must be seen."""
 
@@ -62,17 +64,18 @@ def mouth_openings(frames: UInt8[np.ndarray, "N H W 3"]) -> list[Float[np.ndarra
 
 
 def _openings(frames: np.ndarray) -> list[tuple[float, float, np.ndarray]]:
-    """(score, x, opening) of every mouth that is seen in enough frames."""
+    """(contrast, x, opening) of every mouth that is seen in enough frames; eyebrows are too pale beside one."""
     small = _shrink(frames)
     found = []
     for patches in find_mouths(small):
         opening = _measure(small, patches)
         if np.isfinite(opening).mean() >= SEEN_SHARE:
-            contrast = float(np.median([patch.contrast for patch in patches]))
-            found.append((len(patches) * contrast, float(np.median([patch.x for patch in patches])), opening))
+            contrast, x = np.median([(patch.contrast, patch.x) for patch in patches], axis=0)
+            found.append((float(contrast), float(x), opening))
     if not found:
         raise NoMouthError
-    return found
+    best = max(contrast for contrast, _, _ in found)
+    return [one for one in found if one[0] >= PALEST * best]
 
 
 def find_mouths(frames: UInt8[np.ndarray, "N H W 3"]) -> list[list[Patch]]:
@@ -142,7 +145,7 @@ def _patches(frame: np.ndarray, index: int) -> list[Patch]:
 
 def _is_on_skin(frame: np.ndarray, left: int, top: int, width: int, height: int) -> bool:
     """Whether left of, right of, above and below a box the picture has one and the same skin colour."""
-    gap, thick = max(1, round(0.22 * width)), max(2, round(0.18 * width))
+    gap, thick = max(2, round(0.12 * width)), max(2, round(0.12 * width))
     height_all, width_all = frame.shape[:2]
     if left - gap - thick < 0 or top - gap - thick < 0:
         return False
@@ -162,7 +165,7 @@ def _is_on_skin(frame: np.ndarray, left: int, top: int, width: int, height: int)
 
 def _measure(frames: np.ndarray, patches: list[Patch]) -> np.ndarray:
     """Follow a mouth from where the voters saw it; its height in units of its width in every frame, or NaN."""
-    # Blur, and a mouth that opens, make patches narrower; never wider.
+    # One width for the whole clip, near the widest: blur, opening and rounding make patches narrower, never wider.
     width = float(np.percentile([patch.width for patch in patches], 90))
     known = [patch.frame for patch in patches]
     xs = np.interp(np.arange(len(frames)), known, [patch.x for patch in patches])
@@ -170,8 +173,10 @@ def _measure(frames: np.ndarray, patches: list[Patch]) -> np.ndarray:
     windows = [_window(frame, x, y, width) for frame, x, y in zip(frames, xs, ys, strict=True)]
     contrasts = np.array([np.percentile(window, 96) for window in windows])
     lips = float(np.median(contrasts))
-    heights = np.array([2 * _lower_height(np.clip(window / (0.9 * lips) - 0.05, 0, 1), width) if lips > MIN_LIPS else 0
-                        for window in windows])
+    if lips <= MIN_LIPS:
+        return np.full(len(frames), np.nan)
+    softs = (_alone(np.clip(window / (0.9 * lips) - 0.05, 0, 1)) for window in windows)
+    heights = np.array([2 * _lower_height(soft, width) for soft in softs])
     return np.where(contrasts > max(MIN_LIPS, 0.35 * lips), np.clip(heights / width, 0, 1), np.nan)
 
 
@@ -194,14 +199,35 @@ def _window(frame: np.ndarray, x: float, y: float, width: float) -> np.ndarray:
     return window
 
 
+def _alone(soft: np.ndarray) -> np.ndarray:
+    """The patch of `soft` that lies most in the middle, and its soft edge; hair and shirt beside it become 0."""
+    import cv2
+
+    height, width = soft.shape
+    rows, columns = np.mgrid[-1:1:height * 1j, -1:1:width * 1j]
+    count, labels = cv2.connectedComponents((soft > 0.35).astype(np.uint8), connectivity=8)
+    central = np.clip(1 - rows ** 2 - columns ** 2, 0, None) * soft
+    mass = np.bincount(labels.ravel(), central.ravel(), minlength=max(2, count))
+    patch = (labels == 1 + int(np.argmax(mass[1:]))).astype(np.uint8)
+    return soft * cv2.dilate(patch, np.ones((5, 5), np.uint8))
+
+
 def _lower_height(soft: np.ndarray, width: float) -> float:
-    """Mean distance in pixels from the corners' row to the lower lip's edge; `soft` ``h w``: 0 skin, 1 mouth."""
-    middle, near, far = soft.shape[1] // 2, round(0.27 * width), round(0.48 * width)
-    reach = max(1, round(0.16 * width))
-    corners = soft[:, middle - far:middle - near].sum(1) + soft[:, middle + near + 1:middle + far + 1].sum(1)
+    """Mean distance in pixels from the corners' row to the lower lip's edge; `soft` ``h w``: 0 skin, 1 mouth.
+
+    Corners and middle are looked for within the mouth's present width, so that its spread moves the result little.
+    """
+    columns = np.arange(soft.shape[1])
+    profile = soft.max(0)
+    if profile.sum() < 1:
+        return float("nan")
+    middle = (profile * columns).sum() / profile.sum()
+    half = float(np.clip(profile.sum() / 2, 0.28 * width, 0.6 * width))
+    away = np.abs(columns - middle) / half
+    corners = soft[:, (away > 0.6) & (away < 1.1)].sum(1)
     if corners.sum() < 0.5:
         return float("nan")
     rows = np.arange(len(soft))
     corner_row = (corners * rows).sum() / corners.sum()
-    filled = np.maximum.accumulate(soft[::-1, middle - reach:middle + reach + 1], axis=0)[::-1]
+    filled = np.maximum.accumulate(soft[::-1, away < 0.35], axis=0)[::-1]
     return float((filled.mean(1) * np.clip(rows - corner_row + 0.5, 0, 1)).sum())

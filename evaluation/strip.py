@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 import os
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 
 LABEL_HEIGHT = 20
+BAR_HEIGHT = 36
 GAP = 2
 
 
 def write_strip(path: str | os.PathLike[str], rows: Sequence[tuple[str, UInt8[np.ndarray, "N H W 3"]]], *,
-                columns: int = 8, height: int = 128) -> None:
+                levels: Float[np.ndarray, " N"] | None = None, columns: int = 8, height: int = 128) -> None:
     """Write one picture with a row for each (label, frames): `columns` frames spread evenly over the clip.
 
     The same column shows the same frame number in every row, so rows are cut to the shortest clip; frames are
-    brought to `height` pixels.
+    brought to `height` pixels. `levels` in 0…1, one a frame, stand above the columns as bars (how loud the sound is).
     """
     from PIL import Image, ImageDraw
 
@@ -27,10 +28,18 @@ def write_strip(path: str | os.PathLike[str], rows: Sequence[tuple[str, UInt8[np
     picked = np.linspace(0, shortest - 1, min(columns, shortest)).round().astype(int)
     parts = [[_scaled(frames[k], height) for k in picked] for _, frames in rows]
     width = max(sum(part.shape[1] + GAP for part in row) for row in parts)
-    strip = Image.new("RGB", (width, len(rows) * (height + LABEL_HEIGHT + GAP)), "white")
+    above = 0 if levels is None else LABEL_HEIGHT + BAR_HEIGHT
+    strip = Image.new("RGB", (width, above + len(rows) * (height + LABEL_HEIGHT + GAP)), "white")
     draw = ImageDraw.Draw(strip)
+    if levels is not None:
+        draw.text((4, 3), "sound", fill="black")
+        left = 0
+        for k, part in zip(picked, parts[0], strict=True):
+            tall, wide = round(float(np.clip(levels[k], 0, 1)) * BAR_HEIGHT), part.shape[1]
+            draw.rectangle((left + wide // 4, above - tall - 1, left + wide - wide // 4, above - 1), fill="dimgray")
+            left += wide + GAP
     for i, ((label, _), row) in enumerate(zip(rows, parts, strict=True)):
-        top, left = i * (height + LABEL_HEIGHT + GAP), 0
+        top, left = above + i * (height + LABEL_HEIGHT + GAP), 0
         draw.text((4, top + 3), label, fill="black")
         for part in row:
             strip.paste(Image.fromarray(part), (left, top + LABEL_HEIGHT))

@@ -7,7 +7,8 @@ import numpy as np
 
 from evaluation.mouth import NoMouthError, mouth_opening
 
-WINDOW_S = 0.040
+WINDOW_S = 0.160
+"""A jaw follows loudness up to about 5 Hz; this window passes that much."""
 LEVEL_PERCENTILE = 95
 EXPONENT = 0.7
 MIN_FRAMES = 12
@@ -50,15 +51,21 @@ def speech_envelope(samples: Float[np.ndarray, " T"], sample_rate: int, frames: 
                     ) -> Float[np.ndarray, " N"]:
     """Loudness in 0…1 of the sound at each of `frames` video frames; the renderer opens its mouths by the same law.
 
-    clip(rms(k) / level, 0, 1) ** 0.7, with rms(k) the root mean square of the 40 ms around the middle of frame k and
-    level its 95th percentile over the frames; 0 where the sound has ended. Sample 0 sounds when frame 0 appears.
+    clip(rms(k) / level, 0, 1) ** 0.7. rms(k) is the root of the Hann-weighted mean square of the 160 ms around the
+    middle of frame k, (k + 0.5) / fps seconds: sum(w x^2) / sum(w) over the samples that there are, with
+    w(t) = 0.5 + 0.5 cos(2 pi t / 0.160) at t seconds from the middle. level is the 95th percentile of rms over the
+    frames. 0 where the middle lies after the sound's end. Sample 0 sounds when frame 0 appears.
     """
-    window = int(WINDOW_S * sample_rate)
+    half = int(WINDOW_S / 2 * sample_rate)
+    square = np.asarray(samples, np.float64) ** 2
     rms = np.zeros(frames)
     for k in range(frames):
-        middle = int((k + 0.5) / fps * sample_rate)
-        part = samples[max(0, middle - window // 2):middle + window // 2]
-        rms[k] = np.sqrt(np.mean(part ** 2)) if len(part) else 0.0
+        middle = (k + 0.5) / fps * sample_rate
+        if middle >= len(square):
+            break
+        times = np.arange(max(0, int(middle) - half), min(len(square), int(middle) + half + 1))
+        weights = 0.5 + 0.5 * np.cos(np.clip(2 * np.pi * (times - middle) / (WINDOW_S * sample_rate), -np.pi, np.pi))
+        rms[k] = np.sqrt((weights * square[times[0]:times[-1] + 1]).sum() / weights.sum())
     level = np.percentile(rms, LEVEL_PERCENTILE)
     return np.clip(rms / max(level, 1e-6), 0, 1) ** EXPONENT
 

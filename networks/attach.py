@@ -7,7 +7,7 @@ from torch import nn
 from common.errors import NetworkFileError
 from networks.formats import LoraFile, read_lora
 from networks.layer import Dropouts
-from networks.lora import LoraNetwork
+from networks.lora import LoraNetwork, OwnRates
 from networks.names import spellings
 from networks.report import FileReport
 
@@ -25,7 +25,7 @@ def sizes_in_file(model: nn.Module, file: LoraFile) -> dict[str, tuple[int, floa
 
 
 def network_from_sizes(model: nn.Module, sizes: dict[str, tuple[int, float]], *,
-                       dropouts: Dropouts = Dropouts(), loraplus_lr_ratio: float | None = None,  # noqa: B008
+                       dropouts: Dropouts = Dropouts(), rates: OwnRates = OwnRates(),  # noqa: B008
                        conditions: dict[str, nn.Module] | None = None) -> LoraNetwork:
     """A network on the layers that `sizes` names."""
     targets = {}
@@ -33,8 +33,7 @@ def network_from_sizes(model: nn.Module, sizes: dict[str, tuple[int, float]], *,
         module = model.get_submodule(path)
         assert isinstance(module, nn.Linear)
         targets[path] = module
-    return LoraNetwork(targets, sizes=sizes, dropouts=dropouts, loraplus_lr_ratio=loraplus_lr_ratio,
-                       conditions=conditions)
+    return LoraNetwork(targets, sizes=sizes, dropouts=dropouts, rates=rates, conditions=conditions)
 
 
 def attach_lora(model: nn.Module, file: LoraFile | str | os.PathLike[str], multiplier: float = 1.0

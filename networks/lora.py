@@ -26,6 +26,20 @@ class NormLimit:
     largest: float
 
 
+@dataclass(frozen=True)
+class OwnRates:
+    """Learning rates that differ from the network's; None: they do not."""
+
+    loraplus_lr_ratio: float | None = None
+    """LoRA+: the up matrices learn at this multiple of the rate."""
+    condition_lr: float | None = None
+    """Rate of the conditions."""
+    patch_lr: float | None = None
+    """Rate of the conditions' patch embeddings; None is `condition_lr`. They act on every token of every frame, so a
+    rate that suits the rest of a condition can spoil the picture (OmniAvatar's reconstructions train them at a tenth).
+    """
+
+
 class LoraNetwork(nn.Module):
     """All LoRA layers of a model, with the conditions that are trained whole beside them.
 
@@ -33,12 +47,12 @@ class LoraNetwork(nn.Module):
     """
 
     def __init__(self, targets: Mapping[str, nn.Linear], *, sizes: Mapping[str, tuple[int, float]],
-                 dropouts: Dropouts = Dropouts(), loraplus_lr_ratio: float | None = None,  # noqa: B008
+                 dropouts: Dropouts = Dropouts(), rates: OwnRates = OwnRates(),  # noqa: B008
                  conditions: Mapping[str, nn.Module] | None = None) -> None:
         """`sizes` gives (rank, alpha) for every path of `targets`."""
         super().__init__()
         self.switch = Switch()
-        self.loraplus_lr_ratio = loraplus_lr_ratio
+        self.rates = rates
         self.layers: dict[str, LoraLayer] = {}
         for path, base in targets.items():
             rank, alpha = sizes[path]
@@ -87,18 +101,26 @@ class LoraNetwork(nn.Module):
             layer.detach()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, object]]:
-        """Groups for an optimiser: `lora`, with LoRA+ `lora plus` (the up matrices at ratio * rate), `conditions`."""
+        """Groups for an optimiser, those without parameters left out.
+
+        `lora`, with LoRA+ `lora plus` (the up matrices at ratio * rate), `conditions` and their `patch embedding`: see
+        `OwnRates`.
+        """
         down = [layer.lora_down.weight for layer in self.layers.values()]
         up = [layer.lora_up.weight for layer in self.layers.values()]
         groups: list[dict[str, object]]
-        if self.loraplus_lr_ratio is None:
+        if self.rates.loraplus_lr_ratio is None:
             both = [weight for pair in zip(down, up, strict=True) for weight in pair]
             groups = [{"name": "lora", "params": both, "lr": learning_rate}]
         else:
             groups = [{"name": "lora", "params": down, "lr": learning_rate},
-                      {"name": "lora plus", "params": up, "lr": learning_rate * self.loraplus_lr_ratio}]
-        of_conditions = [parameter for parameter in self.conditions.parameters() if parameter.requires_grad]
-        groups.append({"name": "conditions", "params": of_conditions, "lr": learning_rate})
+                      {"name": "lora plus", "params": up, "lr": learning_rate * self.rates.loraplus_lr_ratio}]
+        trained = {name: parameter for name, parameter in self.conditions.named_parameters() if parameter.requires_grad}
+        patch = {name: parameter for name, parameter in trained.items() if ".patch_embedding." in f".{name}"}
+        rate = self.rates.condition_lr or learning_rate
+        groups.append({"name": "conditions", "params": [trained[name] for name in trained if name not in patch],
+                       "lr": rate})
+        groups.append({"name": "patch embedding", "params": [*patch.values()], "lr": self.rates.patch_lr or rate})
         return [group for group in groups if group["params"]]
 
     def state(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

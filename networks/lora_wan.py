@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+import math
 
 from torch import nn
 
@@ -12,7 +13,7 @@ from networks.attach import network_from_sizes, sizes_in_file
 from networks.base import requested_conditions
 from networks.formats import LoraFile
 from networks.layer import Dropouts
-from networks.lora import LoraNetwork
+from networks.lora import LoraNetwork, OwnRates
 from networks.targets import Patterns, find_targets
 
 log = get_logger(__name__)
@@ -39,6 +40,10 @@ class LoraArguments:
     """Regular expressions of layers to leave out; ['.*'] leaves only what include_patterns bring back."""
     verbose: bool = False
     """List every layer."""
+    condition_lr: float | None = None
+    """Learning rate of the conditions, where it shall not be that of the LoRA."""
+    patch_lr: float | None = None
+    """Learning rate of the conditions' patch embeddings, where it shall not be that of the conditions."""
 
     @classmethod
     def parse(cls, arguments: Mapping[str, str]) -> "LoraArguments":
@@ -72,6 +77,8 @@ def _value(name: str, text: str) -> object:
         raise ConfigError(f"network_args: {name} = {text}; it is a share, 0 or more and below 1.")
     if name == "loraplus_lr_ratio" and number <= 0:
         raise ConfigError(f"network_args: {name} = {text}; it must be above 0 (1 changes nothing).")
+    if name in ("condition_lr", "patch_lr") and not 0 < number < math.inf:
+        raise ConfigError(f"network_args: {name} = {text}; it is a learning rate, above 0 (such as 1e-3).")
     return number
 
 
@@ -111,8 +118,8 @@ def create_network(model: nn.Module, *, dim: int | None = None, alpha: float = 1
         if rank < 1:
             raise ConfigError(f"network_dim {rank}: the rank must be 1 or more.")
         sizes = dict.fromkeys(_chosen(model, arguments), (rank, alpha or float(rank)))
-    network = network_from_sizes(model, sizes, dropouts=dropouts, loraplus_lr_ratio=arguments.loraplus_lr_ratio,
-                                 conditions=dict(conditions or {}))
+    rates = OwnRates(arguments.loraplus_lr_ratio, arguments.condition_lr, arguments.patch_lr)
+    network = network_from_sizes(model, sizes, dropouts=dropouts, rates=rates, conditions=dict(conditions or {}))
     network.reset(seed)
     return network
 

@@ -49,7 +49,7 @@ def main() -> int:
         result = unavailable(str(error))
     else:
         if arguments.plot:
-            plot_sync(arguments.plot, opening, envelope, result, title=arguments.video.name)
+            plot_sync(arguments.plot, {"mouth opening": opening}, envelope, title=f"{arguments.video.name}  {result}")
     print(f"{arguments.video.name}: {result}")
     return 0
 

@@ -18,11 +18,14 @@ def main() -> int:
         "takes them, so the whole way from media to video can be tried on any machine. The pictures are texture."))
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder to write into; made when it is missing")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files (default 0)")
+    parser.add_argument("--encoders_only", action="store_true", help="write only umT5 with its tokenizer and CLIP, "
+                        "which examples/tiny-weights has untrained beside what was trained")
     arguments = parser.parse_args()
 
-    from tools.tiny.write import write_tiny_weights
+    from tools.tiny.write import write_encoders, write_tiny_weights
 
-    files = write_tiny_weights(arguments.out_dir, arguments.seed)
+    write = write_encoders if arguments.encoders_only else write_tiny_weights
+    files = write(arguments.out_dir, arguments.seed)
     size = sum(file.stat().st_size for file in files)
     print(f"{len(files)} files, {size / 1e6:.1f} MB of random weights in {arguments.out_dir}")
     return 0

@@ -1,6 +1,6 @@
 """The assembly hall: from settings to a finished training run. The one file that sees every section and every room."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 import time
 from typing import Any
@@ -19,7 +19,7 @@ from networks.lora import LoraNetwork
 from training import preflight
 from training.callbacks import Callback
 from training.checkpoints import CheckpointPlan, Checkpoints
-from training.clips import EpochBatches, sizes_of
+from training.clips import EpochBatches, digest, sizes_of
 from training.config import OptimiserSection, TrainConfig
 from training.job import JobSettings, VideoJob
 from training.launch import (
@@ -31,8 +31,9 @@ from training.launch import (
     with_seed,
 )
 from training.loop import Loop, LoopSettings
+from training.loss_plot import LossHistory
 from training.optimizers import build_optimizer, is_schedule_free
-from training.outcome import network_writer
+from training.outcome import averaged, network_writer
 from training.parallel import Processes
 from training.preflight import Plan, timestep_settings
 from training.reports import ProgressLine, StepLog, duration
@@ -40,6 +41,7 @@ from training.schedules import ScheduleSettings, build_custom_scheduler, build_s
 from training.timestep_plot import as_text, save_image
 from training.timesteps import unread_settings
 from training.trackers import Trackers, plain_settings
+from training.validation import Validation, ValidationSettings, chosen, default_distance
 import wan
 from wan.memory.checkpointing import enable_checkpointing
 from wan.memory.fp8 import Fp8Settings
@@ -89,7 +91,8 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
     dit = load_base(config, plan, processes.device)
     network = build_network(config, plan, dit)
     if processes.count > 1:
-        refuse_differences(processes, {"clips": batches.digest(), "initial weights": tensors_hash(network.state())})
+        refuse_differences(processes, {"clips": batches.digest(), "held-out clips": digest(plan.held_out),
+                                       "initial weights": tensors_hash(network.state())})
     job_settings = JobSettings(_seed(config), timestep_settings(config), config.noise.num_timestep_buckets,
                                config.network.scale_weight_norms)
     job = VideoJob(dit, network, job_settings, epoch_batches=batches, batches_per_epoch=batches.per_epoch,
@@ -108,11 +111,24 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
              "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}", **_size_facts(network)}
     checkpoints = Checkpoints(checkpoint_plan(config), network_writer(config, plan, network, optimizer=optimizer,
                                                                       facts=facts))
-    callbacks: Sequence[Callback] = (
+    callbacks: list[Callback] = [
         checkpoints, StepLog(config.saving.output_dir, config.saving.output_name),
-        Trackers(accelerator, config.logging, plain_settings(config)), ProgressLine())
+        Trackers(accelerator, config.logging, plain_settings(config)), ProgressLine(),
+        LossHistory(config.saving.output_dir, config.saving.output_name)]
+    if plan.held_out:
+        callbacks.append(build_validation(config, plan, job, total_steps, as_saved=lambda: averaged(optimizer)))
     return Loop(job, optimizer=optimizer, schedule=scheduler, settings=settings, processes=processes,
                 callbacks=callbacks), checkpoints
+
+
+def build_validation(config: TrainConfig, plan: Plan, job: VideoJob, total_steps: int, *,
+                     as_saved: Callable[[], Any]) -> Validation:
+    """The callback that measures the held-out clips."""
+    given = config.validation
+    settings = ValidationSettings(given.validation_seed, tuple(given.validation_sigmas),
+                                  given.validate_every_n_steps or default_distance(total_steps))
+    clips = chosen(plan.held_out, given.validation_seed, given.max_validation_steps)
+    return Validation(job, clips, settings, as_saved=as_saved)
 
 
 def load_base(config: TrainConfig, plan: Plan, device: torch.device) -> WanDiT:
@@ -150,8 +166,9 @@ def build_network(config: TrainConfig, plan: Plan, dit: WanDiT) -> LoraNetwork:
     network.to(dit.device).attach().train()
     count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     facts = _size_facts(network)
-    log.info("trained: %.2f M parameters in float32; LoRA rank %s, alpha %s, learning rate %g", count / 1e6,
-             facts["network_dim"], facts["network_alpha"], config.optimiser.learning_rate)
+    rates = [f"{one['lr']:g} ({one['name']})" for one in network.parameter_groups(config.optimiser.learning_rate)]
+    log.info("trained: %.2f M parameters in float32; LoRA rank %s, alpha %s, learning rate %s", count / 1e6,
+             facts["network_dim"], facts["network_alpha"], ", ".join(rates))
     if "learning_rate" not in config.optimiser.model_fields_set:
         log.warning("--learning_rate is not set; %g is musubi-tuner's default and small for LoRA (1e-4 is usual)",
                     config.optimiser.learning_rate)
@@ -196,7 +213,7 @@ def checkpoint_plan(config: TrainConfig) -> CheckpointPlan:
     saving = config.saving
     return CheckpointPlan(saving.output_dir, saving.output_name, every_steps=saving.save_every_n_steps,
                           every_epochs=saving.save_every_n_epochs, keep_steps=saving.save_last_n_steps,
-                          keep_epochs=saving.save_last_n_epochs)
+                          keep_epochs=saving.save_last_n_epochs, at_first=saving.save_at_first)
 
 
 def show_timesteps(config: TrainConfig, plan: Plan) -> None:

@@ -54,6 +54,57 @@ class StepReport:
     samples: int
 
 
+@dataclass(frozen=True)
+class AudioGap:
+    """Mean loss on the same frames of the same clips with different sounds: what the right one is worth."""
+
+    right: float
+    late: float
+    """The sound `shift_frames` video frames later."""
+    early: float
+    silent: float | None
+    """Without sound; None where the condition has no form for that."""
+    clips: int
+    shift_frames: int
+
+    @property
+    def gap(self) -> float:
+        """By how much a shifted sound is worse than the right one; 0 for a network that does not hear."""
+        return (self.late + self.early) / 2 - self.right
+
+    @property
+    def null_gap(self) -> float | None:
+        """By how much no sound is worse than the right one."""
+        return None if self.silent is None else self.silent - self.right
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """Figures of the held-out clips as the network is at `step`, the same on every process."""
+
+    step: int
+    epoch: int
+    loss: float
+    """Held-out loss: unweighted, at fixed noise and fixed noise levels."""
+    clips: int
+    audio: AudioGap | None
+    """None where nothing hears, or no clip can be compared (`note` says why)."""
+    note: str
+    """Clips that are not in `audio`, and why."""
+    seconds: float
+
+    @property
+    def words(self) -> str:
+        """The figures in one line."""
+        parts = [f"held-out loss {self.loss:.4f}"]
+        if self.audio is None:
+            return ", ".join([*parts, f"no audio gap ({self.note})"] if self.note else parts)
+        parts.append(f"audio gap {self.audio.gap:+.3g} (shifted ±{self.audio.shift_frames} frames)")
+        if self.audio.null_gap is not None:
+            parts.append(f"without sound {self.audio.null_gap:+.3g}")
+        return ", ".join(parts) + (f" (not compared: {self.note})" if self.note else "")
+
+
 class Outcome(Enum):
     """How a run ended."""
 
@@ -73,6 +124,9 @@ class Run(Protocol):
     def saved(self, path: Path) -> None:
         """Tell the other callbacks that a checkpoint is on disk."""
 
+    def validated(self, report: ValidationReport) -> None:
+        """Tell the other callbacks what was measured on held-out clips."""
+
 
 class Callback:
     """Base class: override the points that are needed. Called on every process, in the order of the list."""
@@ -88,6 +142,9 @@ class Callback:
 
     def on_save(self, run: Run, path: Path) -> None:
         """After a checkpoint was written whole."""
+
+    def on_validation(self, run: Run, report: ValidationReport) -> None:
+        """After held-out clips were measured."""
 
     def on_end(self, run: Run, outcome: Outcome) -> None:
         """Once, whatever ended the run."""

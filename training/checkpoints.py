@@ -24,6 +24,8 @@ class CheckpointPlan:
     """Step checkpoints older than this many steps are deleted."""
     keep_epochs: int | None = None
     """Number of epoch checkpoints that stay."""
+    at_first: bool = False
+    """Whether the untrained network is written too, as step 0; it always stays."""
 
     def at_step(self, step: int) -> Path:
         """``{name}-step{step:08d}.safetensors``"""
@@ -53,6 +55,11 @@ class Checkpoints(Callback):
     def kept(self) -> list[Path]:
         """Files of this run that are on disk, oldest first."""
         return [path for path in self._paths if path.exists()]
+
+    def on_start(self, run: Run) -> None:
+        """Write what the run starts from, where that was asked for and the run is at its beginning."""
+        if self.plan.at_first and run.state.step == 0:
+            self._save(run, self.plan.at_step(0))
 
     def on_step(self, run: Run, report: StepReport) -> None:
         """Write every `every_steps` steps."""

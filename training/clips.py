@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import os
 from typing import Any
 
-from common.errors import CacheError
+from common.errors import CacheError, ConfigError
 from common.features import FeatureSpec
 from common.fingerprint import text_hash
 from common.logs import get_logger
@@ -64,6 +64,28 @@ def _refuse_other_pictures(clips: Sequence[TrainingItem], task: Task) -> None:
                              f"{task.name} (in a cache_directory of its own if you need both).")
 
 
+def hold_out(clips: Sequence[TrainingItem], *, share: float, count: int | None, seed: int
+             ) -> tuple[list[TrainingItem], list[TrainingItem]]:
+    """(clips to train on, clips to measure on), each in the order of `clips`.
+
+    Media items are held out whole, with every clip that is cut from them: `count` of them, or `share` of them (rounded,
+    and at least one), or none. They are those whose content, hashed with `seed`, comes first, so neither other files
+    nor the order of the dataset bring an item to the other side, but for those that give way to added ones. Copies of a
+    file are one item. Raises ConfigError where nothing would be left to train on.
+    """
+    contents = {clip.item.content: clip.item.name for clip in clips}
+    wanted = count if count is not None else max(1, round(share * len(contents))) if share else 0
+    if wanted and wanted >= len(contents):
+        flag = f"--validation_count {count}" if count is not None else f"--validation_split {share:g}"
+        raise ConfigError(f"{flag}: the dataset has {len(contents)} media "
+                          f"{'item' if len(contents) == 1 else 'items'} ({', '.join([*contents.values()][:4])}), and "
+                          f"{wanted} would be held out: nothing is left to train on. Hold out fewer, or add clips.")
+    order = sorted(contents, key=lambda content: text_hash(f"{seed}/{content}"))
+    held_out = set(order[:wanted])
+    return ([clip for clip in clips if clip.item.content not in held_out],
+            [clip for clip in clips if clip.item.content in held_out])
+
+
 def read_one(clip: TrainingItem) -> LoadedBatch:
     """One clip's features, as a batch of one."""
     return load_batch(BatchPlan(items=(clip,), positions=(0,), weights=(1.0,), global_count=1, epoch=0, index=0))
@@ -95,8 +117,7 @@ class EpochBatches:
 
     def digest(self) -> str:
         """Hash of what the order of an epoch and its batches follow from: equal on processes that train alike."""
-        return text_hash(repr([(clip.name, clip.item.content, clip.bucket, clip.item.repeats, clip.item.batch_size)
-                               for clip in self.clips]))
+        return digest(self.clips)
 
     def __call__(self, epoch: int, start: int) -> Generator[LoadedBatch | None, None, None]:
         """Loaded batches from number `start` on; None where this process has no share in a short global batch."""
@@ -106,6 +127,12 @@ class EpochBatches:
 
 def _load(plan: BatchPlan) -> LoadedBatch | None:
     return load_batch(plan) if any(plan.weights) else None
+
+
+def digest(clips: Sequence[TrainingItem]) -> str:
+    """Hash of which clips these are, in their order, and of how they are put into batches."""
+    return text_hash(repr([(clip.name, clip.item.content, clip.bucket, clip.item.repeats, clip.item.batch_size)
+                           for clip in clips]))
 
 
 def sizes_of(clips: Sequence[TrainingItem]) -> list[tuple[int, int, int]]:

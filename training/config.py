@@ -146,7 +146,8 @@ class NetworkSection(Section):
     network_args: list[str] = flag(
         [], "more settings, key=value: include_patterns, exclude_patterns (Python lists of regular expressions on "
             "module names), rank_dropout, module_dropout, loraplus_lr_ratio, conditions=omniavatar_add to train the "
-            "audio condition, and its settings as omniavatar_add.audio_hidden=32")
+            "audio condition, its settings as omniavatar_add.audio_hidden=32, condition_lr=1e-3 where conditions "
+            "shall learn at a rate of their own, and patch_lr=1e-4 for their patch embedding")
     network_weights: Path | None = flag(None, "go on from this file",
                                         differs="a key that matches nothing is an error, and conditions inside are "
                                                 "taken up too")
@@ -204,6 +205,8 @@ class SavingSection(Section):
                                     "NAME-step00000500.safetensors after step 500")
     save_every_n_epochs: int | None = flag(None, "write a checkpoint every n epochs", ge=1)
     save_every_n_steps: int | None = flag(None, "write a checkpoint every n steps", ge=1)
+    save_at_first: bool = flag(False, "write a checkpoint before the first step too, NAME-step00000000.safetensors: "
+                                      "what the run starts from, to compare with")
     save_last_n_epochs: int | None = flag(None, "keep only the last n epoch checkpoints", ge=1)
     save_last_n_steps: int | None = flag(None, "delete step checkpoints that are more than n steps old", ge=1)
     save_precision: Literal["float", "fp32", "fp16", "bf16"] | None = flag(
@@ -227,6 +230,40 @@ class SavingSection(Section):
         for unit in ("epochs", "steps"):
             if getattr(self, f"save_last_n_{unit}") and not getattr(self, f"save_every_n_{unit}"):
                 yield f"--save_last_n_{unit} needs --save_every_n_{unit}."
+
+
+class ValidationSection(Section):
+    """Validation: clips that are never trained on."""
+
+    validation_split: float = flag(0.0, "share of the dataset's media files, 0 to 1, that is held out to measure on "
+                                        "(at least one file); each with all clips that are cut from it", ge=0, le=1)
+    validation_count: int | None = flag(None, "number of media files to hold out, in place of a share", ge=1)
+    validation_seed: int = flag(0, "decides which files are held out, and the noise they are measured with; it does "
+                                   "not follow --seed, so that runs hold out the same files")
+    validate_every_n_steps: int | None = flag(
+        None, "measure every n steps, and at the start and the end of the run (default: ten times a run, at most every "
+              "100 steps)", ge=1)
+    max_validation_steps: int = flag(8, "held-out clips that are measured each time; with sound, a clip costs four "
+                                        "forward passes a noise level", ge=1)
+    validation_sigmas: list[float] = flag([0.3, 0.5, 0.7, 0.9], "noise levels to measure at, above 0 (clean) and up "
+                                                                "to 1 (pure noise)")
+
+    def problems(self) -> Iterable[str]:
+        """One way to choose; levels that exist; nothing that waits for a choice."""
+        if self.validation_split and self.validation_count is not None:
+            yield "--validation_split and --validation_count both say how much is held out. Give one."
+        if not self.validation_sigmas:
+            yield "--validation_sigmas needs at least one noise level, such as 0.5."
+        for sigma in self.validation_sigmas:
+            if not 0 < sigma <= 1:
+                yield f"--validation_sigmas {sigma:g}: a noise level lies above 0 (clean) and up to 1 (pure noise)."
+        if self.validate_every_n_steps is not None and not self.is_wanted:
+            yield "--validate_every_n_steps needs files that are held out: --validation_split or --validation_count."
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anything is held out."""
+        return self.validation_split > 0 or self.validation_count is not None
 
 
 class LoggingSection(Section):
@@ -255,4 +292,5 @@ class TrainConfig(Section):
     noise: NoiseSection
     speed: SpeedSection
     saving: SavingSection
+    validation: ValidationSection
     logging: LoggingSection

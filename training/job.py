@@ -1,8 +1,9 @@
 """What the loop trains: a Wan DiT with its network and conditions, on cached clips."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from jaxtyping import Float
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from dataset.batches import LoadedBatch
 from dataset.plan import TrainingItem
 from networks.lora import LoraNetwork
 from training.loop import BatchLoss
-from training.step import StepBatch, draw, seed_dropouts, training_step
+from training.step import Draws, StepBatch, StepResult, VelocityFunction, draw, seed_dropouts, training_step
 from training.timesteps import TimestepSettings, stratified_uniforms
 from wan.conditions.base import Condition, ConditionState
 from wan.conditions.given_frames import given_timestep, with_first_frame_given
@@ -58,17 +59,32 @@ class VideoJob:
         seed_dropouts(batch.positions, seed=self.settings.seed, epoch=self._epoch)
         draws = draw(batch.positions, batch.latents.shape[1:], seed=self.settings.seed, epoch=self._epoch,
                      uniforms=self._uniforms)
+        (result,) = self.steps(*self.shown(batch), draws, self.settings.timesteps)
+        return BatchLoss(result.loss, result.weight * result.sample_losses, tuple(one.name for one in batch.items))
+
+    def shown(self, batch: LoadedBatch) -> tuple[Float[Tensor, "B C F H W"], FeatureBatch]:
+        """Latents (float32) and features of a batch on the model's device, first frames given where they are."""
         latents = batch.latents.to(self.dit.device, torch.float32, non_blocking=True)
         features = batch.features.to(self.dit.device)
         if any(condition.starts_from_picture for condition in self.conditions.values()):
             features = with_first_frame_shown(features, latents, batch.items)
+        return latents, features
+
+    def steps(self, latents: Float[Tensor, "B C F H W"], features: FeatureBatch, draws: Draws,
+              timesteps: TimestepSettings, weights: Sequence[Float[Tensor, "B 1 F H W"] | None] = (None,)
+              ) -> list[StepResult]:
+        """`training_step` on the model, once for each of `weights` (of the loss, beside the conditions' own).
+
+        All of them look at the prediction of one forward pass.
+        """
         states = prepare_conditions(self.conditions, features, tuple(latents.shape[2:]))
         step = StepBatch(latents, global_count=1, given=given_by(states), loss_weight=loss_weight_by(states))
-        result = training_step(self._velocity(features, states, step), step, draws, self.settings.timesteps)
-        return BatchLoss(result.loss, result.weight * result.sample_losses, tuple(one.name for one in batch.items))
+        velocity = _computed_once(self._velocity(features, states, step))
+        return [training_step(velocity, replace(step, loss_weight=_product(step.loss_weight, weight)), draws, timesteps)
+                for weight in weights]
 
     def _velocity(self, features: FeatureBatch, states: Mapping[str, ConditionState], step: StepBatch
-                  ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+                  ) -> VelocityFunction:
         variant = self.dit.variant
         channels, clip = model_channels(variant, features), model_clip_features(variant, features)
         text = features.features["text"]["hidden"]
@@ -83,6 +99,24 @@ class VideoJob:
         """Limit the norms of the LoRA pairs where the user asked for it."""
         if self.settings.norm_limit is not None:
             self.network.limit_norms(self.settings.norm_limit)
+
+
+def _computed_once(velocity: VelocityFunction) -> VelocityFunction:
+    """`velocity` for one step: whoever asks again, with the same input, gets the prediction that is there."""
+    known: list[Tensor] = []
+
+    def remembered(noisy: Tensor, sigma: Tensor, timestep: Tensor) -> Tensor:
+        if not known:
+            known.append(velocity(noisy, sigma, timestep))
+        return known[0]
+
+    return remembered
+
+
+def _product(own: Tensor | None, more: Tensor | None) -> Tensor | None:
+    if own is None or more is None:
+        return more if own is None else own
+    return own * more
 
 
 def with_first_frame_shown(features: FeatureBatch, latents: Tensor, clips: Sequence[TrainingItem]) -> FeatureBatch:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from training.callbacks import Callback, Outcome, RunState, StepReport, end_all
+from training.callbacks import Callback, Outcome, RunState, StepReport, ValidationReport, end_all
 from training.optimizers import current_rates
 from training.parallel import GradientBucket, Processes, StepTotals
 
@@ -113,6 +113,11 @@ class Loop:
         """Tell every callback that a checkpoint is on disk."""
         for callback in self.callbacks:
             callback.on_save(self, path)
+
+    def validated(self, report: ValidationReport) -> None:
+        """Tell every callback what was measured on held-out clips."""
+        for callback in self.callbacks:
+            callback.on_validation(self, report)
 
     def _epoch(self) -> None:
         state = self.state

@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from common.dtypes import parse_dtype
 from dataset.items import PICTURE_MODE
 from networks.files import save_network
@@ -48,12 +51,20 @@ def averaged(optimizer: Any) -> Any:
 class _EvalMode:
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
+        self._trained: list[tuple[Tensor, Tensor]] = []
 
     def __enter__(self) -> None:
+        self._trained = [(weight, weight.detach().clone()) for group in self._optimizer.param_groups
+                         for weight in group["params"]]
         self._optimizer.eval()
 
+    @torch.no_grad()
     def __exit__(self, *error: object) -> None:
         self._optimizer.train()
+        # It computes the trained weights back from the averages, which rounds; looking must not change a run.
+        for weight, before in self._trained:
+            weight.copy_(before)
+        self._trained = []
 
 
 def _spec(saving: SavingSection, config: TrainConfig, plan: Plan) -> ModelSpec:

@@ -20,7 +20,7 @@ from networks.lora_wan import DEFAULT_DIM
 from networks.merge import LoraMerge, merge_transform
 from networks.names import spellings
 from training.checkpoints import check_writable
-from training.clips import find_clips, find_dataset, read_one
+from training.clips import find_clips, find_dataset, hold_out, read_one
 from training.config import NetworkSection, TrainConfig
 from training.optimizers import optimizer_class, parse_arguments
 from training.schedules import SCHEDULES, ScheduleSettings, check_schedule
@@ -33,6 +33,9 @@ from wan.variants import Task, Variant, check_task, find_task
 from wan.weights.dit import inspect_dit, read_parameters
 
 log = get_logger(__name__)
+
+_SHOWN = 20
+"""Names in one line."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class Plan:
     """Fresh conditions, on the CPU."""
     dataset: Dataset
     clips: Sequence[TrainingItem]
+    """Those that are trained on."""
+    held_out: Sequence[TrainingItem]
+    """Those that are only measured on."""
     merge: LoraMerge | None
     """Transform that merges `--base_weights` while the base is read."""
     start: LoraFile | None
@@ -105,13 +111,19 @@ def check(config: TrainConfig) -> Plan:
     assert model is not None and dataset is not None
     task = find_task(config.data.task)
     features = [feature for name in wanted for feature in find_condition(name).features]
+    if not wanted and (rate := next((name for name in ("condition_lr", "patch_lr") if name in arguments), None)):
+        raise ConfigError(f"network_args: {rate} is a learning rate of conditions, and this run trains none. "
+                          "Add conditions=omniavatar_add, or leave it out.")
     clips = find_clips(dataset, task, features, require_sources=config.data.require_sources)
     conditions = _build_conditions(wanted, clips, model.variant)
+    validation = config.validation
+    clips, held_out = hold_out(clips, share=validation.validation_split, count=validation.validation_count,
+                               seed=validation.validation_seed)
     if start is not None:
         start = start.relative_to(lambda name: read_parameters(config.data.dit, [name])[name])
         load_conditions(conditions, start.conditions, start.path)
     return Plan(task=task, variant=model.variant, arguments=arguments, conditions=conditions, dataset=dataset,
-                clips=clips, merge=merge, start=start, is_stored_in_fp8=is_stored_in_fp8)
+                clips=clips, held_out=held_out, merge=merge, start=start, is_stored_in_fp8=is_stored_in_fp8)
 
 
 def _check_settings(config: TrainConfig, problems: _Problems) -> None:
@@ -137,6 +149,11 @@ def tell(plan: Plan) -> None:
     note = CacheStore(plan.dataset).musubi_note()
     if note is not None:
         log.info("%s", note)
+    if plan.held_out:
+        names = list(dict.fromkeys(clip.item.name for clip in plan.held_out))
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        log.info("held out, never trained on: %d media files (clips: %d): %s%s", len(names), len(plan.held_out),
+                 ", ".join(names[:_SHOWN]), more)
     if plan.merge is not None:
         for report in plan.merge.reports():
             log.info("merged into the base: %s", report.text())

@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime
 import json
+import math
+import os
 from pathlib import Path
 import sys
 import time
@@ -9,7 +11,7 @@ from typing import IO, Any
 
 from common.logs import get_logger
 from common.progress import progress
-from training.callbacks import Callback, Outcome, Run, StepReport
+from training.callbacks import Callback, Outcome, Run, StepReport, ValidationReport
 
 log = get_logger(__name__)
 
@@ -62,6 +64,13 @@ class ProgressLine(Callback):
                 self._bar.clear()
             log.info("saved %s", path)
 
+    def on_validation(self, run: Run, report: ValidationReport) -> None:
+        """Say what was measured."""
+        if run.processes.is_main:
+            if self._bar is not None:
+                self._bar.clear()
+            log.info("step %d: %s", report.step, report.words)
+
     def on_end(self, run: Run, outcome: Outcome) -> None:
         """Close the bar."""
         if self._bar is not None:
@@ -80,6 +89,8 @@ class StepLog(Callback):
         """Append the opening line; lines of earlier runs in the folder stay."""
         if run.processes.is_main:
             self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in on_end
+            if _is_torn(self.path):
+                self._file.write("\n")
             self._line(event="start", run=self._name, time=datetime.now(UTC).isoformat(timespec="seconds"),
                        first_step=run.state.step + 1, total_steps=run.total_steps)
 
@@ -88,6 +99,18 @@ class StepLog(Callback):
         self._line(step=report.step, epoch=report.epoch, loss=report.loss, loss_average=report.average_loss,
                    lr=dict(report.learning_rates), grad_norm=report.grad_norm, seconds=round(report.seconds, 4),
                    samples=report.samples)
+
+    def on_validation(self, run: Run, report: ValidationReport) -> None:
+        """Append the figures of the held-out clips; null stands for what could not be measured."""
+        audio = report.audio
+        sounds = {} if audio is None else {
+            "audio_gap": audio.gap, "null_gap": audio.null_gap, "loss_right": audio.right, "loss_late": audio.late,
+            "loss_early": audio.early, "loss_silent": audio.silent, "shift_frames": audio.shift_frames,
+            "clips_compared": audio.clips}
+        figures = {"held_out_loss": report.loss, "clips": report.clips, "audio_gap": None, "null_gap": None, **sounds}
+        finite = {name: value if value is None or math.isfinite(value) else None for name, value in figures.items()}
+        self._line(event="validation", step=report.step, epoch=report.epoch, **finite, note=report.note,
+                   seconds=round(report.seconds, 4))
 
     def on_end(self, run: Run, outcome: Outcome) -> None:
         """Append how the run ended."""
@@ -98,6 +121,15 @@ class StepLog(Callback):
     def _line(self, **values: Any) -> None:
         if self._file is not None:
             self._file.write(json.dumps(values) + "\n")
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the file's last line has no end: the run that wrote it was killed meanwhile."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(-1, os.SEEK_END)
+        return bool(size) and file.read(1) != b"\n"
 
 
 def duration(seconds: float) -> str:

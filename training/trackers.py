@@ -9,7 +9,7 @@ from typing import Any
 from common.config import Section, flags_of
 from common.config.show import value_of
 from common.logs import get_logger
-from training.callbacks import Callback, Outcome, Run, StepReport
+from training.callbacks import Callback, Outcome, Run, StepReport, ValidationReport
 from training.config import LoggingSection
 
 log = get_logger(__name__)
@@ -73,6 +73,16 @@ class Trackers(Callback):
         values = {"loss/current": report.loss, "loss/average": report.average_loss, "grad_norm": report.grad_norm,
                   "seconds_per_step": report.seconds}
         values |= {f"lr/{name}": rate for name, rate in report.learning_rates.items()}
+        if self._works:
+            self._try("log", lambda: self._accelerator.log(values, step=report.step))
+
+    def on_validation(self, run: Run, report: ValidationReport) -> None:
+        """Send the figures of the held-out clips, those that there are."""
+        values = {"loss/validation/average": report.loss}
+        if report.audio is not None:
+            values["loss/validation/audio_gap"] = report.audio.gap
+            if report.audio.null_gap is not None:
+                values["loss/validation/null_gap"] = report.audio.null_gap
         if self._works:
             self._try("log", lambda: self._accelerator.log(values, step=report.step))
 

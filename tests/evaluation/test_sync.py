@@ -8,13 +8,17 @@ import pytest
 from common.media.sound import Sound, read_sound
 from common.media.video import read_frames, write_video
 from evaluation.mouth import NoMouthError, mouth_opening, mouth_openings
-from evaluation.sync import measure_sync, speech_envelope, sync_of
-from tools.talking_heads import FPS, Face, draw_face, render_clip
-from tools.talking_heads import mouth_opening as law
+from evaluation.sync import correlation_at, measure_sync, speech_envelope, sync_of
+from tools.heads.background import KINDS
+from tools.heads.clip import render_clip
+from tools.heads.laws import FPS, MouthCurves, mouth_curves
+from tools.heads.laws import mouth_opening as law
+from tools.heads.scene import draw_scene
 
 RATE = 16_000
 FRAMES = 70
-FACES = (500, 502, 503, 507, 508, 512)
+SCENES = (500, 502, 503, 507, 508, 511, 517, 521, 538)
+"""Between them every background, five skins, hats, glasses, light from both sides, still and drifting cameras."""
 
 
 def made_up_speech(seed: int, frames: int = FRAMES) -> np.ndarray:
@@ -29,7 +33,7 @@ def made_up_speech(seed: int, frames: int = FRAMES) -> np.ndarray:
 
 
 def clip_of(seed: int, samples: np.ndarray, frames: int = FRAMES) -> np.ndarray:
-    return render_clip(draw_face(seed), law(samples, RATE, frames), 128, seed)
+    return render_clip(draw_scene(seed), [mouth_curves(samples, RATE, frames)], size=128, frames=frames).pictures
 
 
 def degraded(clip: np.ndarray, how: str) -> np.ndarray:
@@ -49,15 +53,17 @@ def degraded(clip: np.ndarray, how: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def clips() -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Face seed → (frames, samples)."""
-    return {seed: (clip_of(seed, made_up_speech(seed)), made_up_speech(seed)) for seed in FACES}
+    """Scene's seed → (frames, samples)."""
+    return {seed: (clip_of(seed, made_up_speech(seed)), made_up_speech(seed)) for seed in SCENES}
 
 
-def test_the_faces_of_these_tests_differ_in_skin_hair_and_light() -> None:
-    faces = [draw_face(seed) for seed in FACES]
-    assert len({face.skin for face in faces}) >= 3
-    assert {face.long_hair for face in faces} == {True, False}
-    assert min(face.light for face in faces) < -0.05 and max(face.light for face in faces) > 0.05
+def test_the_scenes_of_these_tests_differ_in_all_that_could_mislead_the_meter() -> None:
+    scenes = [draw_scene(seed) for seed in SCENES]
+    faces = [scene.faces[0] for scene in scenes]
+    assert {scene.background for scene in scenes} == set(KINDS)
+    assert len({face.skin for face in faces}) >= 5 and {face.style for face in faces} == {"short", "long", "curly"}
+    assert {face.hat is None for face in faces} == {face.has_glasses for face in faces} == {True, False}
+    assert {scene.light.side > 0 for scene in scenes} == {scene.drift > 0 for scene in scenes} == {True, False}
 
 
 def test_a_rendered_mouth_follows_its_own_sound(clips: dict) -> None:
@@ -90,7 +96,7 @@ def test_blurred_noisy_and_pale_copies_measure_nearly_as_well(clips: dict, how: 
 
 
 def test_a_written_video_measures_like_its_frames(tmp_path: Path, clips: dict) -> None:
-    frames, samples = clips[FACES[0]]
+    frames, samples = clips[SCENES[0]]
     write_video(tmp_path / "clip.mp4", frames, fps=FPS, sound=Sound(samples[None], RATE))
     again = measure_sync(read_frames(tmp_path / "clip.mp4", fps=FPS), read_sound(tmp_path / "clip.mp4").mono_16k,
                          sample_rate=RATE, fps=FPS)
@@ -98,7 +104,17 @@ def test_a_written_video_measures_like_its_frames(tmp_path: Path, clips: dict) -
     assert again.best_lag == 0
 
 
-@pytest.mark.parametrize("name", ["head_000", "head_003"])
+@pytest.mark.parametrize("spread", ["wide", "round", "jumping"])
+def test_the_spread_of_a_mouth_does_not_count_as_opening(spread: str) -> None:
+    for seed in SCENES[:4]:
+        opening = law(made_up_speech(seed), RATE, FRAMES)
+        values = {"wide": np.ones(FRAMES), "round": -np.ones(FRAMES), "jumping": np.resize([-1.0, -1, 1, 0, 1], FRAMES)}
+        mouth = MouthCurves(opening, values[spread])
+        measured = mouth_opening(render_clip(draw_scene(seed), [mouth], size=128, frames=FRAMES).pictures)
+        assert np.corrcoef(measured, opening)[0, 1] >= 0.98, (seed, spread)
+
+
+@pytest.mark.parametrize("name", ["head_000", "head_003", "head_010", "head_047"])
 def test_shipped_clips_are_in_sync(root: Path, name: str) -> None:
     path = root / "examples" / "demo" / "clips" / f"{name}.mp4"
     result = measure_sync(read_frames(path, fps=FPS), read_sound(path).mono_16k, sample_rate=RATE, fps=FPS)
@@ -106,10 +122,18 @@ def test_shipped_clips_are_in_sync(root: Path, name: str) -> None:
     assert result.best_lag == 0
 
 
-def test_synthesised_speech_drives_a_new_face(root: Path) -> None:
-    sound = read_sound(root / "examples" / "demo" / "speech.wav").mono_16k
-    frames = len(sound) * FPS // RATE
-    result = measure_sync(clip_of(900, sound, frames), sound, sample_rate=RATE, fps=FPS)
+def test_unseen_utterances_are_unlike_each_other(root: Path) -> None:
+    sounds = [read_sound(root / "examples" / "demo" / "unseen" / f"speech_{i}.flac") for i in range(5)]
+    assert {(sound.sample_rate, sound.samples.shape) for sound in sounds} == {(RATE, (1, 81 * RATE // FPS))}
+    curves = [speech_envelope(sound.mono_16k, RATE, 81, FPS) for sound in sounds]
+    values = np.corrcoef(curves)[np.triu_indices(5, 1)]
+    assert np.abs(values).max() < 0.15
+    assert min(curve.std() for curve in curves) >= 0.2
+
+
+def test_an_unseen_utterance_drives_an_unseen_face(root: Path) -> None:
+    sound = read_sound(root / "examples" / "demo" / "unseen" / "speech_0.flac").mono_16k
+    result = measure_sync(clip_of(1000, sound, 81), sound, sample_rate=RATE, fps=FPS)
     assert result.r is not None and result.r >= 0.95
     assert result.best_lag == 0
 
@@ -118,7 +142,7 @@ def test_a_picture_without_a_mouth_is_unavailable(clips: dict) -> None:
     rng = np.random.default_rng(0)
     wall = np.full((30, 128, 128, 3), (178, 140, 72), np.uint8)
     noise = rng.integers(0, 256, (30, 128, 128, 3)).astype(np.uint8)
-    frames, samples = clips[FACES[0]]
+    frames, samples = clips[SCENES[0]]
     upper_half = frames[:30, :70]
     for pictures in (wall, noise, upper_half):
         result = measure_sync(pictures, samples, sample_rate=RATE, fps=FPS)
@@ -129,14 +153,14 @@ def test_a_picture_without_a_mouth_is_unavailable(clips: dict) -> None:
 
 
 def test_a_mouth_that_is_seen_only_in_the_first_frames_is_unavailable(clips: dict) -> None:
-    frames, samples = clips[FACES[1]]
+    frames, samples = clips[SCENES[1]]
     lost = frames.copy()
     lost[20:] = frames.mean((0, 1, 2)).astype(np.uint8)
     assert str(measure_sync(lost, samples, sample_rate=RATE, fps=FPS)) == "unavailable: no mouth found"
 
 
 def test_silence_and_still_mouths_are_unavailable(clips: dict) -> None:
-    frames, samples = clips[FACES[0]]
+    frames, samples = clips[SCENES[0]]
     silent = measure_sync(frames, np.zeros_like(samples), sample_rate=RATE, fps=FPS)
     assert str(silent) == "unavailable: the sound is silent or constant"
     still = measure_sync(np.repeat(frames[:1], FRAMES, axis=0), samples, sample_rate=RATE, fps=FPS)
@@ -153,13 +177,25 @@ def test_frames_without_a_mouth_are_left_out_of_the_correlation() -> None:
     assert result.r == pytest.approx(1.0)
 
 
-def test_two_heads_are_measured_each_for_itself(clips: dict) -> None:
-    (left, left_sound), (right, right_sound) = clips[FACES[1]], clips[FACES[2]]
-    openings = mouth_openings(np.concatenate([left, right], axis=2))
+@pytest.mark.parametrize("seed", [600, 606, 613])
+def test_two_heads_are_measured_each_for_itself(seed: int) -> None:
+    sounds = [made_up_speech(seed), made_up_speech(seed + 1000)]
+    envelopes = [speech_envelope(sound, RATE, FRAMES, FPS) for sound in sounds]
+    mouths = [mouth_curves(sound, RATE, FRAMES) for sound in sounds]
+    openings = mouth_openings(render_clip(draw_scene(seed, 2), mouths, size=128, frames=FRAMES).pictures)
     assert len(openings) == 2
-    for opening, sound in zip(openings, (left_sound, right_sound), strict=True):
-        result = sync_of(opening, speech_envelope(sound, RATE, FRAMES, FPS))
-        assert result.r is not None and result.r >= 0.95
+    between = correlation_at(*envelopes, lag=0)
+    for own, other in ((0, 1), (1, 0)):
+        result = sync_of(openings[own], envelopes[own])
+        assert result.r is not None and result.r >= 0.95 and result.best_lag == 0
+        assert correlation_at(openings[own], envelopes[other], 0) == pytest.approx(between, abs=0.1)
+        assert abs(between) < 0.3
+
+
+def test_eyebrows_and_red_hair_beside_a_mouth_are_no_second_one() -> None:
+    for seed in (2006, 2013, 2016, 2017):
+        mouth = mouth_curves(made_up_speech(seed), RATE, FRAMES)
+        assert len(mouth_openings(render_clip(draw_scene(seed), [mouth], size=128, frames=FRAMES).pictures)) == 1
 
 
 def test_the_envelope_is_loudness_normalised_and_bounded() -> None:
@@ -170,7 +206,16 @@ def test_the_envelope_is_loudness_normalised_and_bounded() -> None:
     assert not speech_envelope(samples[:0], RATE, 10, FPS).any()
 
 
-def test_the_renderer_opens_mouths_by_the_envelope() -> None:
-    samples = made_up_speech(4)
-    np.testing.assert_array_equal(law(samples, RATE, FRAMES), speech_envelope(samples, RATE, FRAMES, FPS))
-    assert isinstance(draw_face(0), Face)
+def test_the_envelope_of_a_click_is_the_hann_window() -> None:
+    """A click 0.1 s after the middle of frame 9 at 1 kHz; 160 samples of window weigh 80 together.
+
+    Only frames 11 and 12, whose middles are 20 ms before and after it, hear it, with the same weight.
+    """
+    click = np.zeros(800)
+    click[480] = 1
+    envelope = speech_envelope(click, 1000, 20, 25)
+    distance = np.abs((np.arange(20) + 0.5) / 25 - 0.480)
+    weight = np.where(distance < 0.08, np.cos(np.pi * distance / 0.16) ** 2, 0)
+    rms = np.sqrt(weight / 80)
+    np.testing.assert_allclose(envelope, np.clip(rms / np.percentile(rms, 95), 0, 1) ** 0.7, atol=1e-9)
+    assert np.flatnonzero(envelope).tolist() == [10, 11, 12, 13]

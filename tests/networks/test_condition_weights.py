@@ -11,6 +11,8 @@ from networks.lora_wan import create_network
 from networks.merge import merge_transform
 from networks.metadata import ModelSpec, Origin, training_metadata
 from tests.networks.toy import toy
+from training.optimizers import current_rates
+from training.schedules import ScheduleSettings, build_scheduler
 
 
 @pytest.fixture
@@ -46,9 +48,28 @@ def test_lora_and_condition_share_one_file(tmp_path, condition):
 def test_conditions_are_trained_in_a_group_of_their_own(condition):
     network = create_network(toy(), dim=4, conditions={"omniavatar_add": condition})
     groups = {group["name"]: group for group in network.parameter_groups(1e-4)}
-    assert len(groups["conditions"]["params"]) == len(list(condition.parameters()))
+    assert len(groups["conditions"]["params"]) == len(list(condition.parameters())) - 2
+    assert [p is q for p, q in zip(groups["patch embedding"]["params"], condition.patch_embedding.parameters(),
+                                   strict=True)] == [True, True]
     assert len(groups["lora"]["params"]) == 32
     assert sum(len(group["params"]) for group in groups.values()) == len(list(network.parameters()))
+
+
+def test_conditions_learn_at_a_rate_of_their_own_and_the_schedule_moves_both(condition):
+    network = create_network(toy(), dim=4, conditions={"omniavatar_add": condition}, args={"condition_lr": "1e-3"})
+    optimizer = torch.optim.AdamW(network.parameter_groups(1e-4))
+    assert current_rates(optimizer) == {"lora": 1e-4, "conditions": 1e-3, "patch embedding": 1e-3}
+    schedule = build_scheduler(optimizer, ScheduleSettings(name="linear", total_steps=4))
+    optimizer.step()
+    schedule.step()
+    assert current_rates(optimizer) == pytest.approx({"lora": 0.75e-4, "conditions": 0.75e-3,
+                                                      "patch embedding": 0.75e-3})
+
+
+def test_the_patch_embedding_learns_at_a_rate_of_its_own(condition):
+    network = create_network(toy(), dim=4, conditions={"omniavatar_add": condition}, args={"patch_lr": "1e-5"})
+    assert current_rates(torch.optim.AdamW(network.parameter_groups(1e-4))) == {
+        "lora": 1e-4, "conditions": 1e-4, "patch embedding": 1e-5}
 
 
 def test_a_file_of_a_condition_alone_is_fine(tmp_path, condition):

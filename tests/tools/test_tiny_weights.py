@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from tools.tiny.dit import VARIANTS
+from tools.tiny.dit import IMAGE_DIM, VARIANTS
 from tools.tiny.text import VOCABULARY, tokenizer_bytes
 from tools.tiny.write import write_tiny_weights
 import wan
@@ -54,7 +54,7 @@ def test_dits_load_by_the_official_code_with_sane_velocities(name: str, tiny_wei
     extra = {}
     if dit.variant.has_image_branch:
         extra = {"channels": torch.randn(1, 20, 3, 8, 8, generator=generator),
-                 "clip_features": torch.randn(1, dit.variant.image_tokens, 64, generator=generator)}
+                 "clip_features": torch.randn(1, dit.variant.image_tokens, IMAGE_DIM, generator=generator)}
     texts = [torch.randn(length, 64, generator=generator) for length in (20, 9)]
     one, other = (dit(latents, torch.tensor([700.0]), [text], **extra) for text in texts)
     assert 0.7 < one.std() < 1.4
@@ -99,7 +99,7 @@ def test_tokenizer_is_sentencepiece_with_the_ids_of_umt5() -> None:
 def test_image_and_audio_encoders_load(tiny_weights: Path) -> None:
     image = wan.load_image_encoder(tiny_weights / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth")
     tokens = image.encode(torch.rand(1, 3, 70, 100, generator=torch.Generator().manual_seed(0)) * 2 - 1)
-    assert tokens.shape == (1, 257, 64)
+    assert tokens.shape == (1, 257, IMAGE_DIM)
     assert 0.1 < tokens.std() < 10
     audio = wan.load_audio_encoder(tiny_weights / "wav2vec2-base-960h")
     states = audio.encode(torch.randn(16000, generator=torch.Generator().manual_seed(0)), sample_rate=16000, fps=25)

@@ -20,60 +20,13 @@ from common.config import to_toml
 from common.errors import CacheError, ConfigError, NetworkFileError, UserError, WeightsError
 from common.tensorfile import save_tensors
 from precompute import ModelFiles, run
+from tests.training.runs import CLIPS, TOML, losses, prepare_data, settings, validations, write_toml
+from tools.tiny.dit import IMAGE_DIM
 from training import train
-from training.config import TrainConfig
 from training.loop import NonFiniteLoss
 import wan
 from wan.modules.dit import WanDiT
 from wan.variants import Variant
-
-TOML = """
-[general]
-resolution = [32, 32]
-caption_extension = ".txt"
-batch_size = {batch}
-[[datasets]]
-video_directory = "{folder}/clips"
-cache_directory = "{folder}/cache"
-audio = "clip"
-target_fps = 25
-target_frames = [9]
-"""
-CLIPS = 5
-
-
-@pytest.fixture(scope="module")
-def weights(tiny_weights: Path) -> Path:
-    torch.set_num_threads(1)
-    return tiny_weights
-
-
-def prepare_data(folder: Path, root: Path, weights: Path, features: Sequence[str], *, given: Any = "first",
-                 more: str = "") -> Path:
-    """Five of the demo's clips, and the datasets of the TOML text `more`, with the named features cached."""
-    (folder / "clips").mkdir()
-    for i in range(CLIPS):
-        for suffix in (".mp4", ".txt"):
-            shutil.copy(root / "examples" / "demo" / "clips" / f"head_{i:03d}{suffix}", folder / "clips")
-    data = write_toml(folder, 1)
-    data.write_text(data.read_text(encoding="utf-8") + more, encoding="utf-8")
-    models = ModelFiles(vae=weights / "Wan2.1_VAE.pth", t5=weights / "models_t5_umt5-xxl-enc-bf16.pth",
-                        clip=weights / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
-                        wav2vec=weights / "wav2vec2-base-960h", given=given)
-    assert not run(list(features), data, models=models).failed
-    return data
-
-
-def write_toml(folder: Path, batch: int) -> Path:
-    path = folder / f"batch{batch}.toml"
-    path.write_text(TOML.format(folder=folder.as_posix(), batch=batch), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def talking(tmp_path_factory: pytest.TempPathFactory, root: Path, weights: Path) -> Path:
-    """Dataset with latents, text, sound and reference latents."""
-    return prepare_data(tmp_path_factory.mktemp("talking"), root, weights, ["latents", "text", "audio"])
 
 
 @pytest.fixture(scope="module")
@@ -83,23 +36,12 @@ def pictured(tmp_path_factory: pytest.TempPathFactory, root: Path, weights: Path
                         ["latents", "text", "image_latents", "clip"])
 
 
-def settings(data: Path, weights: Path, out: Path, **more: Any) -> TrainConfig:
-    return TrainConfig.from_flags(**{
-        "dataset_config": data, "dit": weights / "wan2.1_t2v_tiny.safetensors", "output_dir": out, "output_name": "t",
-        "learning_rate": 1e-3, "max_train_steps": 5, "seed": 7, "network_dim": 4, "network_alpha": 4,
-        "timestep_sampling": "shift", "discrete_flow_shift": 3, "max_data_loader_n_workers": 1, **more})
-
-
-def losses(out: Path) -> list[float]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
-
-
 def test_a_lora_is_trained_and_saved_with_what_made_it(talking: Path, weights: Path, tmp_path: Path) -> None:
     final = train(settings(talking, weights, tmp_path, save_every_n_epochs=1, max_train_steps=7))
     assert final == tmp_path / "t.safetensors"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "metrics.jsonl", "settings.toml", "t-000001.safetensors", "t.safetensors"]
+        "loss_history.json", "loss_history.png", "metrics.jsonl", "settings.toml", "t-000001.safetensors",
+        "t.safetensors"]
     with safe_open(final, "pt") as file:
         told = file.metadata()
         assert "lora_unet_blocks_0_self_attn_q.lora_down.weight" in file.keys()  # noqa: SIM118
@@ -136,6 +78,22 @@ def test_the_audio_condition_is_trained_beside_the_lora(talking: Path, weights: 
     assert (told["audio_states"], told["audio_width"]) == ("3", "32")
 
 
+def test_a_condition_at_a_rate_of_its_own_is_told_and_what_the_run_starts_from_is_kept(
+        talking: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        final = train(settings(talking, weights, tmp_path, save_at_first=True, lr_scheduler="linear",
+                               network_args=["conditions=omniavatar_add", "condition_lr=1e-2"]))
+    assert "learning rate 0.001 (lora), 0.01 (conditions)" in caplog.text
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rates = [line["lr"] for line in lines if "lr" in line]
+    assert [one["lora"] for one in rates] == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
+    assert [one["conditions"] for one in rates] == pytest.approx([1e-2, 8e-3, 6e-3, 4e-3, 2e-3])
+    first, last = load_file(tmp_path / "t-step00000000.safetensors"), load_file(final or "")
+    assert first.keys() == last.keys()
+    assert not any(tensor.any() for key, tensor in first.items() if "lora_up" in key or "patch_embedding" in key)
+    assert any(tensor.any() for key, tensor in last.items() if "patch_embedding" in key)
+
+
 def test_training_goes_on_from_a_file_with_its_condition(talking: Path, weights: Path, tmp_path: Path) -> None:
     start = train(settings(talking, weights, tmp_path / "a", network_args=["conditions=omniavatar_add"]))
     again = train(settings(talking, weights, tmp_path / "b", network_weights=start, network_dim=None, network_alpha=1,
@@ -155,7 +113,7 @@ def test_image_to_video_reads_mask_latents_and_clip(pictured: Path, weights: Pat
 def control_dit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Fun-Control DiT: 16 noisy, 16 control and 16 image channels."""
     variant = Variant(dim=128, ffn_dim=64, layers=1, heads=1, in_channels=48, out_channels=16, text_dim=64,
-                      has_image_branch=True, image_dim=64)
+                      has_image_branch=True, image_dim=IMAGE_DIM)
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("control") / "fun_control.safetensors"
     save_tensors(path, WanDiT(variant).state_dict(), {})
@@ -243,7 +201,8 @@ def test_a_file_trained_with_sound_drives_a_generation(talking: Path, weights: P
     assert final is not None
     request = {"dit": weights / "wan2.1_t2v_tiny.safetensors", "vae": weights / "Wan2.1_VAE.pth",
                "t5": weights / "models_t5_umt5-xxl-enc-bf16.pth", "wav2vec": weights / "wav2vec2-base-960h",
-               "image_path": root / "examples/demo/face.png", "audio": root / "examples/demo/speech.wav",
+               "image_path": root / "examples/demo/unseen/face_1000.png",
+               "audio": root / "examples/demo/unseen/speech_0.flac",
                "prompt": "A head talks.", "video_size": (32, 32), "infer_steps": 2, "video_length": 9, "seed": 1}
     made = generate(GenerationRequest.from_flags(**request, lora_weight=[final]))
     assert made.fps == 25.0 and made.video.shape[1:] == (9, 32, 32)
@@ -269,8 +228,11 @@ def test_learning_that_breaks_down_names_the_clips_and_writes_nothing(talking: P
     ({"network_args": ["exclude_patterns=['.*nothing.*']"]}, ConfigError, "matches nothing"),
     ({"optimizer_type": "AdmW"}, ConfigError, "nearest"),
     ({"lr_scheduler": "cosin"}, ConfigError, "nearest: 'cosine'"),
+    ({"validation_count": 5}, ConfigError, "nothing is left to train on"),
     ({"lr_warmup_steps": 50}, ConfigError, "more than the 5 steps"),
     ({"attn_mode": "cudnn"}, ConfigError, "NVIDIA"),
+    ({"network_args": ["condition_lr=1e-3"]}, ConfigError, "this run trains none"),
+    ({"network_args": ["patch_lr=1e-3"]}, ConfigError, "this run trains none"),
 ])
 def test_what_cannot_work_is_refused_before_weights_are_read(talking: Path, weights: Path, tmp_path: Path,
                                                              more: dict[str, Any], kind: type[UserError], words: str,
@@ -348,7 +310,8 @@ def test_two_processes_learn_what_one_learns_with_their_batch(talking: Path, wei
                                                               ) -> None:
     # Adam divides a gradient by its own size, so that the last bit of a sum shows as a share of the learning rate.
     more: dict[str, Any] = {"learning_rate": 1e-5, "max_train_epochs": 2, "num_timestep_buckets": 3,
-                            "network_args": ["conditions=omniavatar_add"]}
+                            "network_args": ["conditions=omniavatar_add"], "validation_count": 2,
+                            "validate_every_n_steps": 2}
     train(settings(write_toml(talking.parent, 2), weights, tmp_path / "one", **more))
     two = settings(talking, weights, tmp_path / "two", **more)
     (tmp_path / "two.toml").write_text(to_toml(two), encoding="utf-8")
@@ -362,4 +325,9 @@ def test_two_processes_learn_what_one_learns_with_their_batch(talking: Path, wei
     assert one.keys() == both.keys()
     assert max((one[key] - both[key]).abs().max().item() for key in one) <= 1e-6
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-5)
+    figures = [[(line["step"], line["held_out_loss"], line["clips"]) for line in validations(tmp_path / name)]
+               for name in ("one", "two")]
+    assert figures[0][0] == figures[1][0], "before the first step the weights are the same, so every bit must be"
+    assert len(figures[0]) == len(figures[1]) > 2
+    assert [line[1] for line in figures[0]] == pytest.approx([line[1] for line in figures[1]], rel=1e-5)
     assert not list(tmp_path.rglob(".*"))

@@ -1,6 +1,5 @@
 """The loop, with models of two lines."""
 
-from collections.abc import Generator, Sequence
 import json
 from pathlib import Path
 from typing import Any
@@ -9,40 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.callbacks import Callback, Outcome, Run, StepReport
+from tests.training.line import DATA, Constant, Line, fit
+from training.callbacks import Callback, Outcome, Run, RunState, StepReport
 from training.checkpoints import CheckpointPlan, Checkpoints
 from training.loop import BatchLoss, Loop, LoopSettings, NonFiniteLoss
 from training.parallel import Processes
 from training.reports import ProgressLine, StepLog
-
-
-class Line:
-    """Fits w to data by least squares; items are numbers."""
-
-    def __init__(self, data: Sequence[float], batch_size: int = 1) -> None:
-        self.weight = nn.Parameter(torch.tensor([[0.5, -0.25], [0.1, 0.9]]))
-        self.parameters = [self.weight]
-        items = [torch.tensor([value, 1.0]) for value in data]
-        self._batches = [items[i:i + batch_size] for i in range(0, len(items), batch_size)]
-        self.batches_per_epoch = len(self._batches)
-        self.seen: list[float] = []
-        self.after = 0
-
-    def batches(self, epoch: int, start: int) -> Generator[list[Tensor], None, None]:
-        yield from self._batches[start:]
-
-    def loss(self, batch: list[Tensor]) -> BatchLoss:
-        self.seen += [float(item[0]) for item in batch]
-        losses = (torch.stack(batch) @ self.weight).pow(2).sum(1)
-        return BatchLoss(losses.sum(), losses.detach(), tuple(f"item {float(item[0]):g}" for item in batch))
-
-    def after_step(self) -> None:
-        self.after += 1
-
-
-class Constant:
-    def step(self) -> None:
-        pass
 
 
 class Events(Callback):
@@ -67,17 +38,6 @@ class Events(Callback):
     @property
     def reports(self) -> list[StepReport]:
         return [event for event in self.events if isinstance(event, StepReport)]
-
-
-def fit(job: Line, *callbacks: Callback, lr: float = 0.1, **settings: Any) -> Loop:
-    optimizer = torch.optim.SGD(job.parameters, lr=lr)
-    loop = Loop(job, optimizer=optimizer, schedule=Constant(), settings=LoopSettings(**settings),
-                processes=Processes(), callbacks=callbacks)
-    loop.run()
-    return loop
-
-
-DATA = [0.3, -1.2, 0.7, 2.0, -0.4, 0.9, 1.1, -0.6]
 
 
 def test_accumulating_four_batches_of_one_equals_one_batch_of_four() -> None:
@@ -191,6 +151,22 @@ def test_old_checkpoints_go_but_never_the_newest(tmp_path: Path) -> None:
     (tmp_path / "epochs").mkdir()
     fit(Line(DATA[:2]), checkpoints(tmp_path / "epochs", every_epochs=2, keep_epochs=2), steps=None, epochs=9)
     assert written(tmp_path / "epochs") == ["name-000006.safetensors", "name-000008.safetensors", "name.safetensors"]
+
+
+def test_the_untrained_network_is_written_first_and_stays(tmp_path: Path) -> None:
+    fit(Line(DATA), checkpoints(tmp_path, at_first=True, every_steps=2, keep_steps=2), steps=8)
+    assert written(tmp_path) == ["name-step00000000.safetensors", "name-step00000006.safetensors",
+                                 "name-step00000008.safetensors", "name.safetensors"]
+    assert (tmp_path / "name-step00000000.safetensors").read_text() == "0"
+
+
+def test_a_run_that_goes_on_writes_no_first_checkpoint(tmp_path: Path) -> None:
+    job = Line(DATA)
+    loop = Loop(job, optimizer=torch.optim.SGD(job.parameters, lr=0.1), schedule=Constant(),
+                settings=LoopSettings(steps=4), processes=Processes(), callbacks=[checkpoints(tmp_path, at_first=True)],
+                state=RunState(step=3, epoch=1, batches_in_epoch=3))
+    loop.run()
+    assert written(tmp_path) == ["name.safetensors"]
 
 
 def test_callbacks_hear_of_every_checkpoint(tmp_path: Path) -> None:

@@ -3,7 +3,34 @@
 from types import SimpleNamespace
 from typing import Any
 
-from training.outcome import usual_fps
+import torch
+
+from training.outcome import averaged, usual_fps
+
+
+class HalfScheduleFree(torch.optim.SGD):
+    """Shows its weights scaled by 1/3 in eval mode, and computes them back, which rounds."""
+
+    def eval(self) -> None:
+        self.param_groups[0]["params"][0].data.mul_(1 / 3)
+
+    def train(self) -> None:
+        self.param_groups[0]["params"][0].data.div_(1 / 3)
+
+
+def test_looking_at_averaged_weights_leaves_the_trained_ones_bit_equal() -> None:
+    weight = torch.nn.Parameter(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
+    before, optimizer = weight.detach().clone(), HalfScheduleFree([weight], lr=0.1)
+    optimizer.eval()
+    optimizer.train()
+    assert not torch.equal(weight, before), "this optimiser does not round; the test proves nothing"
+    with torch.no_grad():
+        weight.copy_(before)
+    with averaged(optimizer):
+        assert torch.equal(weight, before * (1 / 3))
+    assert torch.equal(weight, before)
+    with averaged(torch.optim.SGD([weight], lr=0.1)):
+        assert torch.equal(weight, before)
 
 
 def plan(*clips: tuple[str, float, bool], conditions: bool = False) -> Any:

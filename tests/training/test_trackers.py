@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.callbacks import Outcome, StepReport
+from training.callbacks import AudioGap, Outcome, StepReport, ValidationReport
 from training.config import LoggingSection, TrainConfig
 from training.trackers import Trackers, log_folder, plain_settings, tracker_names
 
@@ -48,6 +48,20 @@ def test_a_tracker_that_fails_is_left_alone(caplog: pytest.LogCaptureFixture) ->
     trackers.on_end(run, Outcome.FINISHED)
     assert calls == ["init"]
     assert "could not start (RuntimeError: no network)" in caplog.text
+
+
+def test_held_out_figures_go_to_the_trackers_under_kohyas_heading() -> None:
+    told: list[tuple[dict[str, float], int]] = []
+    accelerator = SimpleNamespace(log_with=["wandb"], init_trackers=lambda *a, **k: None, end_training=lambda: None,
+                                  log=lambda values, step: told.append((values, step)))
+    trackers = Trackers(accelerator, LoggingSection(), {})
+    run: Any = None
+    trackers.on_start(run)
+    audio = AudioGap(right=1.0, late=1.5, early=1.25, silent=2.0, clips=3, shift_frames=5)
+    trackers.on_validation(run, ValidationReport(40, 2, 0.75, 3, audio, "", 0.1))
+    trackers.on_validation(run, ValidationReport(80, 4, 0.5, 3, None, "", 0.1))
+    assert told == [({"loss/validation/average": 0.75, "loss/validation/audio_gap": 0.375,
+                      "loss/validation/null_gap": 1.0}, 40), ({"loss/validation/average": 0.5}, 80)]
 
 
 def test_tensorboard_files_are_written(tmp_path: Path) -> None:

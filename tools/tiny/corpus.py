@@ -2,6 +2,8 @@
 
 from itertools import product
 
+from tools.heads.scene import draw_scene
+
 PEOPLE = ("a young woman", "an old man", "a news presenter", "a teacher with glasses", "a girl in a red dress",
           "a man with a beard", "two friends", "a singer", "a doctor in a white coat", "a child")
 ACTIONS = ("is talking to the camera", "speaks calmly and nods", "smiles and looks to the left", "explains something",
@@ -26,9 +28,14 @@ OTHERS = (
     "QUICK zebras JUMP over lazy dogs; vexed wizards BOX five KINGS! Why? \"Because,\" (she) said: it's fun & loud.",
 )
 
+RENDERED = 200
+"""Captions of rendered heads, of scenes that no bank and no demo shows; every fifth has two heads."""
+FIRST_RENDERED = 5000
+
 
 def sentences() -> list[str]:
-    """A thousand captions in a fixed order."""
+    """More than a thousand captions in a fixed order."""
     made = [f"{who.capitalize()} {does} {where}, {CAMERAS[(a + 2 * b + 3 * c) % len(CAMERAS)]}."
             for (a, who), (b, does), (c, where) in product(enumerate(PEOPLE), enumerate(ACTIONS), enumerate(PLACES))]
-    return [*made, *OTHERS * 3]
+    heads = [draw_scene(FIRST_RENDERED + i, 2 if i % 5 == 0 else 1).caption for i in range(RENDERED)]
+    return [*made, *heads, *OTHERS * 3]

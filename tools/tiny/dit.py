@@ -13,7 +13,7 @@ from wan.modules.dit import WanDiT
 from wan.variants import Variant
 
 TEXT_DIM = 64
-IMAGE_DIM = 64
+IMAGE_DIM = 32
 VARIANTS = {
     "wan2.1_t2v_tiny.safetensors": Variant(dim=256, ffn_dim=128, layers=4, heads=2, in_channels=16, out_channels=16,
                                            text_dim=TEXT_DIM),

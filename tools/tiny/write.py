@@ -47,6 +47,18 @@ class Job:
     write: Callable[[Path], None]
 
 
+ENCODERS = (TEXT_FILE, TOKENIZER_FILE, CLIP_FILE)
+"""What the trained set in examples/tiny-weights has untrained, too."""
+
+
+def write_encoders(folder: Path, seed: int = 0) -> list[Path]:
+    """Write only `ENCODERS` into `folder`, the same bytes as in the whole set."""
+    jobs = [job for job in _jobs(seed) if job.name in ENCODERS]
+    for job in jobs:
+        job.write(folder / job.name)
+    return [folder / job.name for job in jobs]
+
+
 def write_tiny_weights(folder: Path, seed: int = 0) -> list[Path]:
     """Write the whole set into `folder` (made if missing) and return its files. The same seed gives the same bytes."""
     jobs = list(_jobs(seed))
@@ -61,10 +73,10 @@ def _jobs(seed: int) -> Iterator[Job]:
     for name, variant in VARIANTS.items():
         yield Job(name, f"DiT ({variant.family}), {variant.dim} wide, {variant.layers} blocks",
                   partial(_save_dit, name=name, seed=seed))
-    yield Job(VAE_FILE, "VAE, base width 8", lambda path: _save_pth(path, vae_tensors(seed)))
-    yield Job(TEXT_FILE, "umT5 encoder", lambda path: _save_pth(path, text_tensors(seed)))
+    yield Job(VAE_FILE, "VAE, base width 8", lambda path: save_pth(path, vae_tensors(seed)))
+    yield Job(TEXT_FILE, "umT5 encoder", lambda path: save_pth(path, text_tensors(seed)))
     yield Job(TOKENIZER_FILE, "its tokenizer (sentencepiece)", lambda path: _save_bytes(path, tokenizer_bytes()))
-    yield Job(CLIP_FILE, "CLIP vision tower (`visual.` only)", lambda path: _save_pth(path, vision_tensors(seed)))
+    yield Job(CLIP_FILE, "CLIP vision tower (`visual.` only)", lambda path: save_pth(path, vision_tensors(seed)))
     yield Job(f"{AUDIO_FOLDER}/model.safetensors", "wav2vec2, three hidden states",
               lambda path: save_tensors(path, audio_tensors(seed), {"format": "pt"}))
     yield Job(f"{AUDIO_FOLDER}/config.json", "its sizes", lambda path: _save_json(path, CONFIG))
@@ -76,7 +88,8 @@ def _save_dit(path: Path, *, name: str, seed: int) -> None:
     save_tensors(path, dit_tensors(name, seed), {"format": "pt"})
 
 
-def _save_pth(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_pth(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a .pth file as torch does, the same bytes for the same tensors."""
     # Through memory: `torch.save` writes the file's name, here a random temporary one, into the archive.
     memory = io.BytesIO()
     torch.save(dict(tensors), memory)

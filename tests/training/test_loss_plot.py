@@ -1,0 +1,117 @@
+"""The picture and the table of a run's course, from metrics.jsonl."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training.line import DATA, Line, fit
+from training.callbacks import AudioGap, Callback, Run, StepReport, ValidationReport
+from training.loss_plot import PICTURE, TABLE, LossHistory, best_of, draw_history, history_table, read_history
+from training.reports import StepLog
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Measured(Callback):
+    """Reports the losses that it is given, one after every step."""
+
+    def __init__(self, *losses: float, gap: float | None = 0.01) -> None:
+        self._losses, self._gap = list(losses), gap
+
+    def on_step(self, run: Run, report: StepReport) -> None:
+        audio = None if self._gap is None else AudioGap(1.0, 1.0 + self._gap, 1.0 + self._gap, None, clips=1,
+                                                        shift_frames=5)
+        run.validated(ValidationReport(report.step, report.epoch, self._losses[report.step - 1], 2, audio, "", 0.1))
+
+
+def trained(folder: Path, *losses: float, name: str = "run", gap: float | None = 0.01) -> None:
+    fit(Line(DATA), StepLog(folder, name), LossHistory(folder, name), Measured(*losses, gap=gap), steps=len(losses))
+
+
+def test_picture_and_table_are_written_at_validations_and_at_the_end(tmp_path: Path) -> None:
+    trained(tmp_path, 0.5, 0.3, 0.4)
+    assert (tmp_path / PICTURE).read_bytes().startswith(PNG)
+    table = json.loads((tmp_path / TABLE).read_text())
+    (run,) = table["runs"]
+    assert run["step"] == [1, 2, 3] and len(run["loss"]) == 3 and run["offset"] == 0
+    assert [one["held_out_loss"] for one in run["validation"]] == [0.5, 0.3, 0.4]
+    assert run["validation"][0]["audio_gap"] == pytest.approx(0.01) and run["validation"][0]["null_gap"] is None
+    assert table["lowest_held_out_loss"] == {"place": 2, "held_out_loss": 0.3}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [TABLE, PICTURE, "metrics.jsonl"]
+
+
+def test_they_are_up_to_date_at_every_validation(tmp_path: Path) -> None:
+    class Look(Measured):
+        def on_step(self, run: Run, report: StepReport) -> None:
+            super().on_step(run, report)
+            seen.append(len(json.loads((tmp_path / TABLE).read_text())["runs"][0]["validation"]))
+
+    seen: list[int] = []
+    fit(Line(DATA), StepLog(tmp_path, "run"), LossHistory(tmp_path, "run"), Look(0.5, 0.4), steps=2)
+    assert seen == [1, 2]
+
+
+def test_a_second_run_in_the_folder_goes_on_with_the_curves(tmp_path: Path) -> None:
+    trained(tmp_path, 0.5, 0.3, 0.4, name="first")
+    trained(tmp_path, 0.25, 0.6, name="second")
+    table = json.loads((tmp_path / TABLE).read_text())
+    assert [(run["run"], run["offset"], run["step"]) for run in table["runs"]] == [
+        ("first", 0, [1, 2, 3]), ("second", 3, [1, 2])]
+    assert table["lowest_held_out_loss"] == {"place": 4, "held_out_loss": 0.25}
+
+
+def test_a_run_that_goes_on_counting_lies_on_the_same_steps(tmp_path: Path) -> None:
+    lines = [{"event": "start", "run": "a", "first_step": 1}, {"step": 1, "loss": 1.0, "loss_average": 1.0},
+             {"step": 2, "loss": 0.9, "loss_average": 0.95}, {"event": "start", "run": "a", "first_step": 3},
+             {"step": 3, "loss": 0.8, "loss_average": 0.9}, {"event": "start", "run": "b", "first_step": 1}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [(run.name, run.offset) for run in read_history(tmp_path / "metrics.jsonl")] == [
+        ("a", 0), ("a", 0), ("b", 3)]
+
+
+def test_without_validation_there_is_the_loss_alone(tmp_path: Path) -> None:
+    fit(Line(DATA), StepLog(tmp_path, "run"), LossHistory(tmp_path, "run"), steps=4)
+    runs = read_history(tmp_path / "metrics.jsonl")
+    assert history_table(runs)["lowest_held_out_loss"] is None and best_of(runs) is None
+    assert (tmp_path / PICTURE).read_bytes().startswith(PNG)
+
+
+def test_gaps_have_a_panel_of_their_own(tmp_path: Path) -> None:
+    from PIL import Image
+
+    heights = {}
+    for name, gap in (("with", 0.01), ("without", None)):
+        (tmp_path / name).mkdir()
+        trained(tmp_path / name, 0.5, 0.4, gap=gap)
+        heights[name] = Image.open(tmp_path / name / PICTURE).size[1]
+    assert heights["with"] > 1.3 * heights["without"]
+
+
+def test_a_loss_that_is_no_number_is_null_and_not_drawn(tmp_path: Path) -> None:
+    trained(tmp_path, float("nan"), 0.4, float("inf"))
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    runs = read_history(tmp_path / "metrics.jsonl")
+    assert [one["held_out_loss"] for one in runs[0].validations] == [None, 0.4, None]
+    assert runs[0].validated("held_out_loss") == ([2], [0.4]) and best_of(runs) == (2, 0.4)
+    draw_history(runs, tmp_path / "again.png")
+
+
+def test_a_line_that_a_killed_run_left_torn_costs_that_line_alone(tmp_path: Path) -> None:
+    trained(tmp_path, 0.5, 0.4, name="killed")
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 3, "lo')
+    trained(tmp_path, 0.3, name="next")
+    assert [(run.name, len(run.steps)) for run in read_history(tmp_path / "metrics.jsonl")] == [
+        ("killed", 2), ("next", 1)]
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_no_picture(tmp_path: Path) -> None:
+    class Broken(Line):
+        def loss(self, batch: object) -> None:  # type: ignore[override]
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        fit(Broken(DATA), StepLog(tmp_path, "run"), LossHistory(tmp_path, "run"), steps=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -1,0 +1,1 @@
+"""`make demo` and `make demo-full`: train on the shipped clips, and measure whether sound moves the mouth."""
