@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.conftest import ROOT
 from tools.heads.clip import render_clip
 from tools.heads.laws import MouthCurves
 from tools.heads.scene import draw_scene
-from tools.tiny import train_audio, train_dit, train_vae, training
+from tools.tiny import curves, train_audio, train_dit, train_vae, training
 from tools.tiny.bank import Bank
 from tools.tiny.banks import bank_of
 from tools.tiny.fast_convs import decode_means, encode_means, use_picture_convs
@@ -248,6 +249,42 @@ def test_sounds_are_finite_changed_and_the_same_for_a_seed() -> None:
     assert np.array_equal(many[3], random_sound(np.random.default_rng(3), utterances, 16_000))
 
 
+def write_record(folder: Path, name: str, log: list[dict[str, float]]) -> None:
+    """A training's record with this log."""
+    (folder / name).write_text(json.dumps({"steps": len(log), "seconds": 1.0, "device": "CPU", "log": log}))
+
+
+def test_curves_are_drawn_from_the_records_and_wrong_ones_are_refused(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"step": i + 1, "loss": 1 / (i + 1), "psnr_db": 10.0 + i, "side": 16 if i < 4 else 32,
+             "opening_error": 0.1 / (i + 1)} for i in range(6)]
+    assert curves.changes(rows) == [5]
+    for name in ("train_vae.json", "train_dit.json", "train_audio.json"):
+        write_record(tmp_path, name, rows)
+    out = tmp_path / "pictures"
+    assert command(curves, monkeypatch, tmp_path, "--out", out) == 0
+    pictures = {path.name: cv2.imread(str(path)) for path in out.iterdir()}
+    assert set(pictures) == {"tiny-vae.png", "tiny-dit.png", "tiny-wav2vec2.png"}
+    blue = pictures["tiny-dit.png"].astype(int)  # tab:blue, as BGR
+    assert (np.abs(blue - (180, 119, 31)).max(-1) < 10).sum() > 100
+    write_record(tmp_path, "train_dit.json", [{"step": 1, "loss": 5.0}, {"step": 2, "loss": 0.01}])
+    command(curves, monkeypatch, tmp_path, "--out", out)
+    assert not np.array_equal(cv2.imread(str(out / "tiny-dit.png")), pictures["tiny-dit.png"])
+
+    write_record(tmp_path, "train_vae.json", rows[:1])
+    del rows[3]["opening_error"]
+    write_record(tmp_path, "train_audio.json", rows)
+    with pytest.raises(ConfigError, match=r"train_audio\.json: rows of 'log' lack opening_error"):
+        command(curves, monkeypatch, tmp_path, "--out", tmp_path / "none")
+    write_record(tmp_path, "train_dit.json", [])
+    with pytest.raises(ConfigError, match="no rows in 'log'"):
+        command(curves, monkeypatch, tmp_path, "--out", tmp_path / "none")
+    (tmp_path / "train_vae.json").unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        command(curves, monkeypatch, tmp_path, "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()  # all records are read before the first picture
+
+
 @pytest.mark.parametrize("wrong", [{"frames": 10}, {"size": 40}, {"clips": 0}])
 def test_impossible_banks_are_refused(wrong: dict[str, int], speech: Path) -> None:
     settings = argparse.Namespace(speech=speech, frames=9, size=32, banks=None)
@@ -266,7 +303,7 @@ def test_missing_speech_and_no_steps_are_refused(tmp_path: Path) -> None:
         training.start(settings_of(steps=0))
 
 
-@pytest.mark.parametrize("name", ["train_vae", "train_dit", "train_audio", "measure_vae", "measure_audio"])
+@pytest.mark.parametrize("name", ["train_vae", "train_dit", "train_audio", "measure_vae", "measure_audio", "curves"])
 def test_commands_explain_themselves_at_once(name: str) -> None:
     def seconds() -> float:
         started = time.monotonic()

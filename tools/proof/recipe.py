@@ -24,7 +24,7 @@ class Recipe:
     network_args: tuple[str, ...]
     """Settings of the audio condition and of the LoRA: `audio_hidden` is the width of the packed audio token;
     `condition_lr` is the condition's own learning rate, because its last layers start at zero and it has few steps to
-    come to life."""
+    come to life; `patch_lr` that of its patch embedding, which spoils the picture at such a rate."""
     shift: float
     """`--discrete_flow_shift` in training: above 1 more high noise, where the mouth is decided."""
     validation_count: int
@@ -41,16 +41,22 @@ class Recipe:
     seed: int = 42
 
 
+HIGH_NOISE = ("--min_timestep", "750", "--lr_warmup_steps", "30", "--validation_sigmas", "0.7", "0.9", "0.97")
+"""Flags of both demos: noise levels below 0.75 show the mouth already, so that sound has nothing to tell there, and a
+base that is not to be changed otherwise need not be trained at them."""
+RATES = ("omniavatar_add.audio_hidden=64", "condition_lr=2e-2", "patch_lr=3e-4", "loraplus_lr_ratio=8")
+"""`--network_args` of both demos."""
+
 DEMO = Recipe(
-    steps=500, batch_size=2, target_frames=33, spans=1, network_dim=32, learning_rate=2e-3,
-    network_args=("omniavatar_add.audio_hidden=64", "condition_lr=1e-2"), shift=3, validation_count=4,
-    validate_every=250, infer_steps=12, guidance_scale=1, faces=1, sounds=1)
+    steps=450, batch_size=1, target_frames=33, spans=1, network_dim=16, learning_rate=1e-3, network_args=RATES,
+    shift=3, validation_count=4, validate_every=150, infer_steps=12, guidance_scale=1, faces=1, sounds=1,
+    train_args=HIGH_NOISE)
 """`make demo`: minutes on two CPU cores."""
 
 FULL = Recipe(
-    steps=1600, batch_size=8, target_frames=33, spans=2, network_dim=32, learning_rate=2e-3,
-    network_args=("omniavatar_add.audio_hidden=64", "condition_lr=5e-3"), shift=3, validation_count=4,
-    validate_every=200, infer_steps=12, guidance_scale=1, faces=2, sounds=5)
+    steps=800, batch_size=4, target_frames=33, spans=2, network_dim=32, learning_rate=1e-3, network_args=RATES,
+    shift=3, validation_count=4, validate_every=150, infer_steps=12, guidance_scale=1, faces=2, sounds=5,
+    train_args=HIGH_NOISE)
 """`make demo-full`: as long as it needs."""
 
 UNTRAINED_R = 0.2

@@ -38,7 +38,7 @@ MOTION_WEIGHT = 4.0
 """Weight of what differs by 1 from its mean over the clip."""
 FIRST_WEIGHT = 8.0
 """Weight of a clip's first frame, which has a latent of its own: one of 81 frames, and the picture that a clip starts
-from. Without it the first frames came out 10 dB worse than the others."""
+from. Without it the first frames came out at 26.9 dB, all together at 32.1."""
 SHORT = 33
 """Frames of the quarters."""
 QUARTERS = 0.82
