@@ -187,7 +187,7 @@ def test_a_whole_demo_in_small(tmp_path: Path, capfd: pytest.CaptureFixture[str]
         for suffix in (".mp4", ".txt"):
             shutil.copy(SET / "clips" / f"{name}{suffix}", media / "clips")
     recipe = replace(DEMO, steps=2, batch_size=1, target_frames=5, spans=1, infer_steps=1, validation_count=1,
-                     validate_every=2, network_dim=4)
+                     validate_every=2, network_dim=4, train_args=())
     commands = Commands(tmp_path / "out", recipe, media)
     items = make_items(unseen_faces(SET / "unseen")[:1], unseen_sounds(SET / "unseen")[:1], seed=1)
     commands.begin()
