@@ -37,3 +37,21 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_weights")
     write_tiny_weights(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def control_dit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Fun-Control DiT: 16 noisy, 16 control and 16 image channels."""
+    import torch
+
+    from common.tensorfile import save_tensors
+    from tools.tiny.dit import IMAGE_DIM
+    from wan.modules.dit import WanDiT
+    from wan.variants import Variant
+
+    variant = Variant(dim=128, ffn_dim=64, layers=1, heads=1, in_channels=48, out_channels=16, text_dim=64,
+                      has_image_branch=True, image_dim=IMAGE_DIM)
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("control") / "fun_control.safetensors"
+    save_tensors(path, WanDiT(variant).state_dict(), {})
+    return path

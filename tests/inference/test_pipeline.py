@@ -11,10 +11,7 @@ import torch
 from common.errors import ConfigError
 from common.tensorfile import save_tensors
 from inference import generate, load_pipeline
-from tools.tiny.dit import IMAGE_DIM
 import wan
-from wan.modules.dit import WanDiT
-from wan.variants import Variant
 
 
 def test_a_loaded_pipeline_gives_what_a_fresh_one_gives(ask):
@@ -38,17 +35,6 @@ def test_models_of_a_caller_are_used_and_never_freed(ask, tiny_weights):
     after = pipeline.sample(prepared)
     assert not torch.equal(before, after)
     assert pipeline.finish(prepared, after).video.shape == (3, 5, 32, 48)
-
-
-@pytest.fixture(scope="module")
-def control_dit(tmp_path_factory, tiny_weights):
-    """A random Fun-Control DiT: 16 noisy, 16 control and 16 image channels."""
-    variant = Variant(dim=128, ffn_dim=64, layers=1, heads=1, in_channels=48, out_channels=16, text_dim=64,
-                      has_image_branch=True, image_dim=IMAGE_DIM)
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("control") / "fun_control.safetensors"
-    save_tensors(path, WanDiT(variant).state_dict(), {})
-    return path
 
 
 def control_video(folder, level: int):

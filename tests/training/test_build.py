@@ -18,15 +18,11 @@ import torch
 
 from common.config import to_toml
 from common.errors import CacheError, ConfigError, NetworkFileError, UserError, WeightsError
-from common.tensorfile import save_tensors
 from precompute import ModelFiles, run
 from tests.training.runs import CLIPS, TOML, losses, prepare_data, settings, validations, write_toml
-from tools.tiny.dit import IMAGE_DIM
 from training import train
 from training.loop import NonFiniteLoss
 import wan
-from wan.modules.dit import WanDiT
-from wan.variants import Variant
 
 
 @pytest.fixture(scope="module")
@@ -107,17 +103,6 @@ def test_image_to_video_reads_mask_latents_and_clip(pictured: Path, weights: Pat
     final = train(settings(pictured, weights, tmp_path, task="i2v-14B", dit=weights / "wan2.1_i2v_tiny.safetensors"))
     assert any("cross_attn_k_img" in key for key in load_file(final or ""))
     assert all(loss > 0 for loss in losses(tmp_path))
-
-
-@pytest.fixture(scope="module")
-def control_dit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Fun-Control DiT: 16 noisy, 16 control and 16 image channels."""
-    variant = Variant(dim=128, ffn_dim=64, layers=1, heads=1, in_channels=48, out_channels=16, text_dim=64,
-                      has_image_branch=True, image_dim=IMAGE_DIM)
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("control") / "fun_control.safetensors"
-    save_tensors(path, WanDiT(variant).state_dict(), {})
-    return path
 
 
 @pytest.mark.parametrize(("task", "features"), [
