@@ -22,6 +22,8 @@ from tools.tiny.text import tokenizer_bytes  # noqa: E402
 SHARDS = 6
 _14B = {"dim": 5120, "ffn_dim": 13824, "layers": 40, "heads": 40, "out_channels": 16, "text_dim": 4096}
 SIZES = {
+    "tiny": {"dim": 128, "ffn_dim": 256, "layers": 4, "heads": 1, "in_channels": 16, "out_channels": 16,
+             "text_dim": 4096},
     "t2v-1.3B": {"dim": 1536, "ffn_dim": 8960, "layers": 30, "heads": 12, "in_channels": 16, "out_channels": 16,
                  "text_dim": 4096},
     "t2v-14B": {**_14B, "in_channels": 16},
@@ -90,9 +92,9 @@ def vae_shapes() -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def umt5_xxl_shapes() -> dict[str, torch.Size]:
-    """Official keys of the umT5-XXL encoder: 242 tensors, 5,680,910,336 numbers."""
-    width, feed_forward, heads, layers = 4096, 10240, 64, 24
+def umt5_xxl_shapes(layers: int = 24) -> dict[str, torch.Size]:
+    """Official keys of the umT5-XXL encoder: 242 tensors, 5,680,910,336 numbers; fewer `layers` for less to load."""
+    width, feed_forward, heads = 4096, 10240, 64
     shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (256384, width), "norm.weight": (width,)}
     for i in range(layers):
         block = f"blocks.{i}."
@@ -118,13 +120,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--task", default="t2v-14B")
+    parser.add_argument("--text_layers", type=int, default=24, help="of umT5, where it is not what is measured")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     write_dit(arguments.out, arguments.task, device)
     write_pth(arguments.out / "Wan2.1_VAE.pth", vae_shapes(), torch.float32, device)
-    write_pth(arguments.out / "models_t5_umt5-xxl-enc-bf16.pth", umt5_xxl_shapes(), torch.bfloat16, device)
+    text = umt5_xxl_shapes(arguments.text_layers)
+    write_pth(arguments.out / "models_t5_umt5-xxl-enc-bf16.pth", text, torch.bfloat16, device)
     tokenizer = arguments.out / "google" / "umt5-xxl" / "spiece.model"
     tokenizer.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.write_bytes(tokenizer_bytes())

@@ -35,12 +35,14 @@ class Commands:
     recipe: Recipe
     media: Path = SET
     """Folder with the `clips` to train on and the `unseen` faces and utterances."""
+    folder: str = "result"
+    """Name of the folder of what one run makes."""
     seconds: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def result(self) -> Path:
         """Folder of what one run makes."""
-        return self.out / "result"
+        return self.out / self.folder
 
     @property
     def dataset(self) -> Path:
@@ -147,7 +149,7 @@ def train_command(recipe: Recipe, dataset: Path, out: Path) -> list[str]:
             "--task": "t2v-1.3B", "--dit": shown(DIT), "--dataset_config": shown(dataset),
             "--network_module": "networks.lora_wan", "--network_dim": recipe.network_dim,
             "--network_alpha": recipe.network_dim}),
-        "--network_args", "conditions=omniavatar_add", *recipe.network_args, *_flags({
+        "--network_args", f"conditions={recipe.conditions}", *recipe.network_args, *_flags({
             "--optimizer_type": "adamw", "--learning_rate": recipe.learning_rate, "--lr_scheduler": "cosine",
             "--timestep_sampling": "shift", "--discrete_flow_shift": recipe.shift, "--max_train_steps": recipe.steps,
             "--validation_count": recipe.validation_count, "--validate_every_n_steps": recipe.validate_every,

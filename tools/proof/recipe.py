@@ -1,6 +1,6 @@
 """The numbers of the two demos: one place for steps, rates, sizes and what counts as success."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 FPS = 25
 FRAMES = 81
@@ -38,6 +38,8 @@ class Recipe:
     """How many of the unseen utterances are used."""
     train_args: tuple[str, ...] = ()
     """More flags of train_network.py."""
+    conditions: str = "omniavatar_add"
+    """Conditions that are trained, as `--network_args conditions=…` takes them."""
     seed: int = 42
 
 
@@ -46,6 +48,8 @@ HIGH_NOISE = ("--min_timestep", "750", "--lr_warmup_steps", "30", "--validation_
 base that is not to be changed otherwise need not be trained at them."""
 RATES = ("omniavatar_add.audio_hidden=64", "condition_lr=2e-2", "patch_lr=3e-4", "loraplus_lr_ratio=8")
 """`--network_args` of both demos."""
+
+KNOWN = ()
 
 DEMO = Recipe(
     steps=450, batch_size=1, target_frames=33, spans=1, network_dim=16, learning_rate=1e-3, network_args=RATES,
@@ -58,6 +62,18 @@ FULL = Recipe(
     shift=3, validation_count=4, validate_every=150, infer_steps=12, guidance_scale=1, faces=2, sounds=5,
     train_args=HIGH_NOISE)
 """`make demo-full`: as long as it needs."""
+
+PROTOCOL = replace(FULL, train_args=(*HIGH_NOISE, *KNOWN), validation_count=4)
+DESIGNS = {
+    "omniavatar_add": PROTOCOL,
+    "frame_xattn": replace(PROTOCOL, conditions="frame_xattn,reference_channels", network_args=(
+        "frame_xattn.audio_hidden=128", "frame_xattn.audio_tokens=8", "frame_xattn.token_width=128",
+        "condition_lr=2e-3", "patch_lr=3e-4", "loraplus_lr_ratio=8")),
+    "gated_lite": replace(PROTOCOL, conditions="gated_lite,reference_channels", network_args=(
+        "gated_lite.audio_hidden=128", "gated_lite.added_hidden=64", "condition_lr=5e-3", "patch_lr=3e-4",
+        "loraplus_lr_ratio=8")),
+}
+"""`tools/designs.py`: everything is equal but the conditions, their sizes and their learning rate."""
 
 UNTRAINED_R = 0.2
 """The mean correlation of mouth and sound stays within ± this before training, and with another sound's envelope."""
