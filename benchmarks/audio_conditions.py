@@ -104,7 +104,8 @@ def request_of(work: Work, task: str, **settings: Any) -> Any:
 
     weights = work.weights
     return GenerationRequest(
-        task=None if task == "tiny" else task, dit=weights, vae=weights / "Wan2.1_VAE.pth", t5=weights / "models_t5_umt5-xxl-enc-bf16.pth",
+        task=None if task == "tiny" else task, dit=weights, vae=weights / "Wan2.1_VAE.pth",
+        t5=weights / "models_t5_umt5-xxl-enc-bf16.pth",
         wav2vec=weights / "wav2vec2-base-960h", lora_weight=[work.lora], prompt="a person speaks", seed=1,
         image_path=work.face, audio=work.sound, video_size=work.size, sample_solver="euler", **settings)
 

@@ -70,5 +70,6 @@ def table(outcomes: Sequence[Outcome]) -> str:
     rows = [f"| `{one.design}` | {one.parameters:,} | {one.step_s:.3f} | {number(one.sync.mean_r)} | "
             f"{number(one.sync.least_r)} | {lag(one.sync.largest_lag)} | {number(one.sync.mean_other)} |"
             for one in outcomes]
-    return "\n".join(["| design | parameters of the condition | s a step | mean r | least r | best lag farthest from 0 | "
-                      "mean r with another sound |", "|---|---|---|---|---|---|---|", *rows]) + "\n"
+    heads = ("| design | parameters of the condition | s a step | mean r | least r | best lag farthest from 0 | mean r "
+             "with another sound |")
+    return "\n".join([heads, "|---|---|---|---|---|---|---|", *rows]) + "\n"

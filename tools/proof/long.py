@@ -33,6 +33,7 @@ class LongResult:
     frames: int
     expected: int
     seams: tuple[int, ...]
+    """First new frame of each chunk but the first."""
     jumps: tuple[float, ...]
     """Change of picture at each seam, in units of the mean change inside of chunks."""
     r_first: float | None
@@ -54,8 +55,9 @@ def minute_of_speech(seconds: float = SECONDS) -> Float32[np.ndarray, " T"]:
     from tools.heads.turns import PAUSE_S, PEAK
     from tools.heads.write import RATE_HZ, spoken
 
-    rng, parts, length = np.random.default_rng(97), [], round(seconds * RATE_HZ)
-    while sum(map(len, parts)) < length:
+    rng, length = np.random.default_rng(97), round(seconds * RATE_HZ)
+    parts: list[np.ndarray] = []
+    while sum(len(part) for part in parts) < length:
         speech = spoken(rng, LANGUAGE, VOICE)
         parts += [PEAK * speech / np.abs(speech).max(), np.zeros(round(2 * PAUSE_S * RATE_HZ), np.float32)]
     return np.concatenate(parts)[:length].astype(np.float32)
@@ -109,9 +111,9 @@ def measure_long(words: list[str], sound: Path) -> LongResult:
     except NoMouthError:
         opening = np.full(len(frames), np.nan)
     span = round(WINDOW_S * FPS)
-    return LongResult(len(frames), frames_in(len(samples) / AUDIO_SAMPLE_RATE_HZ, plan.fps), seams, jumps(frames, seams),
-                      _r(opening[1:span], envelope[1:span]), _r(opening[-span:], envelope[-span:]),
-                      _r(opening[1:], envelope[1:]), tuple(memory.peaks), seconds)
+    expected = frames_in(len(samples) / AUDIO_SAMPLE_RATE_HZ, plan.fps)
+    rs = [_r(opening[part], envelope[part]) for part in (slice(1, span), slice(-span, None), slice(1, None))]
+    return LongResult(len(frames), expected, seams, jumps(frames, seams), *rs, tuple(memory.peaks), seconds)
 
 
 def jumps(frames: UInt8[np.ndarray, "N H W 3"], seams: tuple[int, ...]) -> tuple[float, ...]:
