@@ -112,8 +112,10 @@ def measure_long(words: list[str], sound: Path) -> LongResult:
         opening = np.full(len(frames), np.nan)
     span = round(WINDOW_S * FPS)
     expected = frames_in(len(samples) / AUDIO_SAMPLE_RATE_HZ, plan.fps)
-    rs = [_r(opening[part], envelope[part]) for part in (slice(1, span), slice(-span, None), slice(1, None))]
-    return LongResult(len(frames), expected, seams, jumps(frames, seams), *rs, tuple(memory.peaks), seconds)
+    first, last, whole = (_r(opening[part], envelope[part])
+                          for part in (slice(1, span), slice(-span, None), slice(1, None)))
+    return LongResult(len(frames), expected, seams, jumps(frames, seams), first, last, whole, tuple(memory.peaks),
+                      seconds)
 
 
 def jumps(frames: UInt8[np.ndarray, "N H W 3"], seams: tuple[int, ...]) -> tuple[float, ...]:
