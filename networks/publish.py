@@ -57,8 +57,8 @@ def publish(file: LoraFile, paths: Iterable[str], base: Callable[[str], Tensor],
 def _refuse_other_given_frames(file: LoraFile) -> None:
     mode = recorded_conditions(file.metadata).get(OMNIAVATAR.condition, {}).get("given", "clean_same_t")
     if mode != "clean_same_t":
-        raise NetworkFileError(f"{file.path}: was trained with given = {mode}; OmniAvatar shows given frames clean under "
-                               "the timestep of the rest, and its file has no place to say otherwise.")
+        raise NetworkFileError(f"{file.path}: was trained with given = {mode}; OmniAvatar shows given frames clean "
+                               "under the timestep of the rest, and its file has no place to say otherwise.")
 
 
 def _by_path(file: LoraFile, paths: Iterable[str]) -> dict[str, Entry]:

@@ -35,8 +35,8 @@ class GivenFrames:
 def given_mode(text: str, condition: str) -> Mode:
     """`text`, the setting `given` of the condition of that name; ConditionError names the three where it is none."""
     if text not in get_args(Mode):
-        raise ConditionError(f"condition '{condition}': given = '{text}' is unknown. Use clean_same_t (clean, under the "
-                             "timestep of the rest: OmniAvatar), t0 (clean, at timestep 0) or noised (at the noise "
+        raise ConditionError(f"condition '{condition}': given = '{text}' is unknown. Use clean_same_t (clean, under "
+                             "the timestep of the rest: OmniAvatar), t0 (clean, at timestep 0) or noised (at the noise "
                              "level of the rest).")
     return cast(Mode, text)
 
