@@ -53,7 +53,7 @@ def load_batch(plan: BatchPlan) -> LoadedBatch:
     if LATENTS not in features:
         raise CacheError("a batch needs the feature 'latents', and it was not asked for.")
     latents = features.pop(LATENTS)[LATENTS]
-    batch = FeatureBatch(features=features, frames=first.span.frames, fps=first.item.fps, present=present)
+    batch = FeatureBatch(features=features, frames=first.frames, fps=first.item.fps, present=present)
     return LoadedBatch(latents, batch, plan.items, plan.positions, torch.tensor(plan.weights), plan.global_count,
                        plan.epoch, plan.index)
 
@@ -72,7 +72,11 @@ def _lay_out(spec: TensorSpec, column: Sequence[FeatureEntry], items: Sequence[T
 
 
 def _read(spec: TensorSpec, entry: FeatureEntry, one: TrainingItem) -> dict[str, Tensor]:
-    """One sample's tensors; of a whole-source tensor only the rows of the clip and its halo are read from the disk."""
+    """One sample's tensors; only what is shown of them is read from the disk.
+
+    Of a whole-source tensor these are the rows of the clip and its halo, of a clip that is cut its first frames: the
+    latents of a causal VAE are then those of the frames alone.
+    """
     from safetensors import safe_open
 
     if entry.path is None:
@@ -80,17 +84,25 @@ def _read(spec: TensorSpec, entry: FeatureEntry, one: TrainingItem) -> dict[str,
     try:
         with safe_open(entry.path, framework="pt") as file:
             if spec.span_axis is None:
-                return {spec.name: file.get_tensor(spec.name)}
+                return {spec.name: _start(spec, file, one)}
             part = file.get_slice(spec.name)
             rows = part.get_shape()[spec.span_axis]
             if rows < one.span.end:
                 raise CacheError(f"{one.name}: '{entry.spec.name}' has {rows} frames, the clip ends at {one.span.end}. "
                                  f"Make it again with {entry.spec.command} --force.")
-            return _cut(spec, part, rows, (one.span.start, one.span.end))
+            return _cut(spec, part, rows, (one.span.start, one.span.start + one.frames))
     except CacheError:
         raise
     except Exception as error:
         raise CacheError(f"{entry.path}: cannot be read ({error}). Make it again with {entry.spec.command}.") from error
+
+
+def _start(spec: TensorSpec, file: Any, one: TrainingItem) -> Tensor:
+    """The clip's own tensor, along latent and video frames (F, N) as far as it is shown."""
+    if one.shown is None:
+        return file.get_tensor(spec.name)
+    return file.get_slice(spec.name)[tuple(slice(one.sizes[letter] if letter in ("F", "N") else None)
+                                           for letter in spec.shape.split())]
 
 
 def _cut(spec: TensorSpec, part: Any, rows: int, span: tuple[int, int]) -> dict[str, Tensor]:

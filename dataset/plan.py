@@ -9,6 +9,7 @@ from common.errors import CacheError, UserError
 from common.features import FeatureSpec
 from common.logs import get_logger
 from common.tensorfile import read_header
+from common.timebase import latent_frame_count
 from dataset.header import EntryState
 from dataset.index import CacheIndex
 from dataset.items import Item
@@ -42,6 +43,11 @@ class TrainingItem:
     entries: tuple[FeatureEntry, ...]
     sizes: Mapping[str, int]
     """Lengths of the letters in feature shapes: F, H, W, N."""
+    shown: int | None = None
+    """Video frames (4n+1) that are read, from the clip's start; None: all of the span. The span itself, by which
+    entries and reference pictures are known, stays."""
+    most: int | None = None
+    """Samples that a batch of it may hold, where something sets that below the dataset's batch size."""
 
     @property
     def name(self) -> str:
@@ -49,10 +55,26 @@ class TrainingItem:
         return f"{self.item.name}@{self.span.start}"
 
     @property
+    def frames(self) -> int:
+        """Video frames that a batch shows."""
+        return self.span.frames if self.shown is None else self.shown
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that one process's batch of it holds."""
+        return self.item.batch_size if self.most is None else min(self.item.batch_size, self.most)
+
+    def cut(self, frames: int) -> "TrainingItem":
+        """The clip with its first `frames` (4n+1) alone; itself where it has no more."""
+        if frames >= self.frames:
+            return self
+        return replace(self, shown=frames, sizes={**self.sizes, "F": latent_frame_count(frames), "N": frames})
+
+    @property
     def bucket(self) -> tuple[int, int, int, int, tuple[str, ...]]:
         """Clips of equal bucket may stand in one batch: same entry of the TOML, size, length and features."""
         present = tuple(entry.spec.name for entry in self.entries if entry.path is not None)
-        return self.item.section_index, self.span.width, self.span.height, self.span.frames, present
+        return self.item.section_index, self.span.width, self.span.height, self.frames, present
 
 
 @dataclass(frozen=True)

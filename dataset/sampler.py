@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from common.seeding import generator
+from common.timebase import VAE_TEMPORAL_STRIDE
 from dataset.plan import TrainingItem
 
 
@@ -36,15 +37,18 @@ class BatchSampler:
     Clips of a bucket (entry of the TOML, size, length, features) are shuffled and cut into batches of batch size times
     processes; then the batches of all buckets are shuffled. The order follows from `seed` and `epoch` and from
     batch size x processes, never from the rank; every clip appears num_repeats times an epoch; short last batches are
-    kept. Process r takes the positions r·b … r·b + b - 1 of each global batch.
+    kept. With `min_frames` each global batch is cut to a length of its own (`drawn_length`). Process r takes the
+    positions r·b … r·b + b - 1 of each global batch.
     """
 
     def __init__(self, items: Sequence[TrainingItem], *, seed: int, epoch: int, world_size: int = 1, rank: int = 0,
-                 batch_size: int | None = None, start_at: int = 0) -> None:
-        """`batch_size` overrides the dataset's own; `start_at` leaves out the first global batches of the epoch."""
+                 batch_size: int | None = None, start_at: int = 0, min_frames: int | None = None) -> None:
+        """`batch_size` overrides the clips' own; `start_at` leaves out the first global batches of the epoch."""
         assert 0 <= rank < world_size, (rank, world_size)
         self.epoch = epoch
         self.start_at = start_at
+        self._seed = seed
+        self._min_frames = min_frames
         self._items = items
         self._rank = rank
         self._batches = _global_batches(items, seed, epoch, world_size, batch_size)
@@ -71,9 +75,22 @@ class BatchSampler:
         own = range(first, min(first + size, len(members)))
         weight = 1.0 if own else 0.0
         places = list(own) or [0]
-        return BatchPlan(items=tuple(self._items[members[place]] for place in places),
+        items = [self._items[members[place]] for place in places]
+        if self._min_frames is not None:
+            frames = drawn_length(items[0].frames, self._min_frames, seed=self._seed, epoch=self.epoch, index=index)
+            items = [one.cut(frames) for one in items]
+        return BatchPlan(items=tuple(items),
                          positions=tuple(position + place for place in places), weights=(weight,) * len(places),
                          global_count=len(members), epoch=self.epoch, index=index)
+
+
+def drawn_length(frames: int, min_frames: int, *, seed: int, epoch: int, index: int) -> int:
+    """Frames (4n+1) that global batch `index` shows of clips of `frames`: from `min_frames` to all, each as likely.
+
+    Clips of `min_frames` or fewer stay whole.
+    """
+    choices = range(min(min_frames, frames), frames + 1, VAE_TEMPORAL_STRIDE)
+    return choices[int(torch.randint(len(choices), (), generator=generator(seed, "length", epoch, index)))]
 
 
 def _global_batches(items: Sequence[TrainingItem], seed: int, epoch: int, world_size: int, batch_size: int | None
@@ -84,7 +101,7 @@ def _global_batches(items: Sequence[TrainingItem], seed: int, epoch: int, world_
         buckets.setdefault(one.bucket, []).extend([index] * one.item.repeats)
     batches: list[tuple[list[int], int]] = []
     for number, members in enumerate(buckets.values()):
-        size = batch_size or items[members[0]].item.batch_size
+        size = batch_size or items[members[0]].batch_size
         shuffled = _shuffled(members, seed, epoch, number)
         step = size * world_size
         batches += [(shuffled[start:start + step], size) for start in range(0, len(shuffled), step)]

@@ -79,6 +79,8 @@ class Origin:
     """Frame rate of the training clips."""
     picture_mode: str | None = None
     """How pictures were brought to size (`cover`, …); generation uses the same."""
+    showing: Mapping[str, Any] = field(default_factory=dict)
+    """What clips were shown with in training: given frames, dropouts and what stood for what was dropped."""
     version: str = VERSION
 
     def text(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import NetworkFileError
-from networks.condition_weights import PREFIX, split_by_condition
+from networks.condition_weights import PREFIX, recorded_conditions, split_by_condition
 from networks.formats import Entry, LoraFile
 from networks.names import spellings
 from networks.published import FORMS, OMNIAVATAR, Form, with_base
@@ -42,6 +42,7 @@ def publish(file: LoraFile, paths: Iterable[str], base: Callable[[str], Tensor],
                else with_base(tensor, base(key)) for key, tensor in found[form.condition].items()}
     config: dict[str, Any] = {}
     if form is OMNIAVATAR:
+        _refuse_other_given_frames(file)
         entries = _by_path(file, paths)
         for path, entry in entries.items():
             tensors[f"{path}.lora_A.default.weight"] = entry.parts["down"]
@@ -51,6 +52,13 @@ def publish(file: LoraFile, paths: Iterable[str], base: Callable[[str], Tensor],
         raise NetworkFileError(f"{file.path}: holds a LoRA beside the condition, which a file of {form.layout} has no "
                                "place for. Export a file that was trained without one.")
     return Publication(form, {key: tensor.to(dtype) for key, tensor in tensors.items()}, config)
+
+
+def _refuse_other_given_frames(file: LoraFile) -> None:
+    mode = recorded_conditions(file.metadata).get(OMNIAVATAR.condition, {}).get("given", "clean_same_t")
+    if mode != "clean_same_t":
+        raise NetworkFileError(f"{file.path}: was trained with given = {mode}; OmniAvatar shows given frames clean "
+                               "under the timestep of the rest, and its file has no place to say otherwise.")
 
 
 def _by_path(file: LoraFile, paths: Iterable[str]) -> dict[str, Entry]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.config import Foreign, Section, flag
 from dataset.schema import AudioShort
-from wan.encoders.specs import Scope
+from wan.encoders.specs import NullText, Scope
 from wan.variants import TASKS
 
 _EVERY_SCRIPT = (
@@ -72,6 +72,9 @@ class TextSettings(CacheSettings):
         None, "spiece.model, or the folder that holds it (default: inside ComfyUI's file, beside the weights, in "
               "google/umt5-xxl/ there, or the hub cache; nothing is downloaded)")
     t5_dtype: str = flag("bfloat16", "precision of umT5: bfloat16 is Wan's own")
+    null_text: NullText = flag(
+        "empty", "what training shows in place of a caption that it drops (--text_dropout): the empty prompt, or the "
+                 "negative one of audio-driven generation (OmniAvatar's); stored beside every caption")
 
 
 TEXT_FOREIGN = (
@@ -97,6 +100,7 @@ class ConditionSettings(LatentSettings):
     t5: Path | None = flag(None, "umT5-XXL weights, for the feature text")
     tokenizer: Path | None = flag(None, "spiece.model for umT5")
     t5_dtype: str = flag("bfloat16", "precision of umT5")
+    null_text: NullText = flag("empty", "what training shows in place of a caption that it drops")
     wav2vec: Path | None = flag(None, "wav2vec2 folder, for the feature audio")
     audio_scope: Scope = flag("file", "what wav2vec2 hears at once")
     features: list[str] = flag(required=True, help="features to encode, for example: latents text audio")

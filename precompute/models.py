@@ -9,7 +9,7 @@ from common.dtypes import parse_dtype
 from common.errors import ConfigError, nearest
 from wan.encoders.base import Encoder as FeatureEncoder
 from wan.encoders.registry import FEATURES
-from wan.encoders.specs import Given, Scope
+from wan.encoders.specs import Given, NullText, Scope
 
 CLIP_HEADS = 16
 """Attention heads of ViT-H, the one CLIP tower that Wan models use; no file tells them."""
@@ -31,6 +31,8 @@ class ModelFiles:
     given: Given = "first"
     """Pictures that an image-to-video model is given."""
     audio_scope: Scope = "file"
+    null_text: NullText = "empty"
+    """What stands for a caption that training drops."""
 
 
 class LazyModel:
@@ -75,6 +77,8 @@ def _encoder(name: str, models: Mapping[Any, LazyModel], files: ModelFiles) -> F
     options: dict[str, Any] = {}
     if name == "audio":
         options["scope"] = files.audio_scope
+    if name == "text":
+        options["null"] = files.null_text
     if name in ("image_latents", "clip"):
         options["given"] = files.given
     build: Callable[..., Any] = encoder

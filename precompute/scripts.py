@@ -28,7 +28,7 @@ def run_latents(settings: LatentSettings) -> int:
 def run_text(settings: TextSettings) -> int:
     """Caption features; the exit code."""
     return _run(["text"], settings, ModelFiles(t5=settings.t5, tokenizer=settings.tokenizer, t5_dtype=settings.t5_dtype,
-                                               device=pick_device(settings.device)))
+                                               null_text=settings.null_text, device=pick_device(settings.device)))
 
 
 def run_audio(settings: AudioSettings) -> int:
@@ -43,7 +43,8 @@ def run_conditions(settings: ConditionSettings) -> int:
     return _run(settings.features, settings, ModelFiles(
         vae=settings.vae, t5=settings.t5, clip=settings.clip, wav2vec=settings.wav2vec, tokenizer=settings.tokenizer,
         vae_dtype=settings.vae_dtype, t5_dtype=settings.t5_dtype, clip_dtype=settings.clip_dtype,
-        device=pick_device(settings.device), given=_given(family), audio_scope=settings.audio_scope))
+        device=pick_device(settings.device), given=_given(family), audio_scope=settings.audio_scope,
+        null_text=settings.null_text))
 
 
 def _given(family: str | None) -> Given:

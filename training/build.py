@@ -68,7 +68,8 @@ def train(config: TrainConfig) -> Path | None:
     if config.noise.show_timesteps is not None:
         show_timesteps(config, plan)
         return None
-    batches = EpochBatches(plan.clips, _seed(config), processes, config.length.max_data_loader_n_workers)
+    batches = EpochBatches(plan.clips, _seed(config), processes, config.length.max_data_loader_n_workers,
+                           plan.showing.min_frames)
     settings = loop_settings(config)
     schedule = schedule_settings(config.optimiser, settings.totals(batches.per_epoch)[0])
     if processes.is_main:
@@ -94,7 +95,7 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
         refuse_differences(processes, {"clips": batches.digest(), "held-out clips": digest(plan.held_out),
                                        "initial weights": tensors_hash(network.state())})
     job_settings = JobSettings(_seed(config), timestep_settings(config), config.noise.num_timestep_buckets,
-                               config.network.scale_weight_norms)
+                               config.network.scale_weight_norms, plan.showing)
     job = VideoJob(dit, network, job_settings, epoch_batches=batches, batches_per_epoch=batches.per_epoch,
                    samples_per_epoch=batches.samples_per_epoch)
     optimiser = config.optimiser

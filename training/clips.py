@@ -18,7 +18,7 @@ from dataset.sampler import BatchPlan, BatchSampler
 from training.config import DataSection
 from training.parallel import Processes
 from training.prefetch import prefetched
-from wan.encoders.specs import CONTROL_LATENTS, IMAGE_LATENTS, LATENTS, SPECS, TEXT, clip_spec
+from wan.encoders.specs import CONTROL_LATENTS, IMAGE_LATENTS, LATENTS, NULL, SPECS, TEXT, clip_spec
 from wan.variants import Task
 
 log = get_logger(__name__)
@@ -64,6 +64,16 @@ def _refuse_other_pictures(clips: Sequence[TrainingItem], task: Task) -> None:
                              f"{task.name} (in a cache_directory of its own if you need both).")
 
 
+def require_null_text(dataset: Dataset, clips: Sequence[TrainingItem]) -> None:
+    """CacheError where captions are to be dropped and the cache does not hold what stands for them."""
+    spec = next(entry.spec for entry in clips[0].entries if entry.spec.name == TEXT.name)
+    if NULL not in {tensor.name for tensor in spec.tensors}:
+        raise CacheError(f"{dataset.path}: captions are to be dropped (--text_dropout, --audio_text_dropout), and the "
+                         f"cached '{TEXT.name}' holds no tensor '{NULL}' to stand for them: an older version made it. "
+                         f"Run: python {TEXT.command} --dataset_config \"{dataset.path}\" --t5 … (or train with "
+                         "--text_dropout 0 --audio_text_dropout 0).")
+
+
 def hold_out(clips: Sequence[TrainingItem], *, share: float, count: int | None, seed: int
              ) -> tuple[list[TrainingItem], list[TrainingItem]]:
     """(clips to train on, clips to measure on), each in the order of `clips`.
@@ -99,11 +109,13 @@ class EpochBatches:
     seed: int
     processes: Processes
     workers: int = 0
+    min_frames: int | None = None
+    """Shortest random length; None: clips are shown whole."""
 
     def sampler(self, epoch: int, start: int = 0) -> BatchSampler:
         """Order of an epoch's batches."""
         return BatchSampler(self.clips, seed=self.seed, epoch=epoch, world_size=self.processes.count,
-                            rank=self.processes.rank, start_at=start)
+                            rank=self.processes.rank, start_at=start, min_frames=self.min_frames)
 
     @property
     def per_epoch(self) -> int:
@@ -117,7 +129,7 @@ class EpochBatches:
 
     def digest(self) -> str:
         """Hash of what the order of an epoch and its batches follow from: equal on processes that train alike."""
-        return digest(self.clips)
+        return text_hash(f"{digest(self.clips)} {self.min_frames}")
 
     def __call__(self, epoch: int, start: int) -> Generator[LoadedBatch | None, None, None]:
         """Loaded batches from number `start` on; None where this process has no share in a short global batch."""
@@ -131,13 +143,13 @@ def _load(plan: BatchPlan) -> LoadedBatch | None:
 
 def digest(clips: Sequence[TrainingItem]) -> str:
     """Hash of which clips these are, in their order, and of how they are put into batches."""
-    return text_hash(repr([(clip.name, clip.item.content, clip.bucket, clip.item.repeats, clip.item.batch_size)
+    return text_hash(repr([(clip.name, clip.item.content, clip.bucket, clip.item.repeats, clip.batch_size)
                            for clip in clips]))
 
 
 def sizes_of(clips: Sequence[TrainingItem]) -> list[tuple[int, int, int]]:
     """Different (width, height, frames) of the clips, the largest first."""
-    sizes = {(clip.span.width, clip.span.height, clip.span.frames) for clip in clips}
+    sizes = {(clip.span.width, clip.span.height, clip.frames) for clip in clips}
     return sorted(sizes, key=lambda size: size[0] * size[1] * size[2], reverse=True)
 
 

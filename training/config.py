@@ -7,6 +7,7 @@ from typing import Literal
 
 from common.config import Section, flag
 from common.errors import ConfigError
+from training.showing import ShowingSection
 from wan.variants import TASKS, find_task
 
 TIMESTEP_RULES = ("sigma", "uniform", "sigmoid", "shift", "flux_shift", "flux2_shift", "ideogram4_shift", "qwen_shift",
@@ -289,6 +290,7 @@ class TrainConfig(Section):
     network: NetworkSection
     optimiser: OptimiserSection
     length: LengthSection
+    showing: ShowingSection
     noise: NoiseSection
     speed: SpeedSection
     saving: SavingSection

@@ -11,11 +11,13 @@ from common.features import FeatureBatch
 from dataset.batches import LoadedBatch
 from dataset.plan import TrainingItem
 from networks.lora import LoraNetwork
+from training.drawn import Place, dropped, prefix_counts, with_dropouts, with_prefix
 from training.loop import BatchLoss
+from training.showing import Showing
 from training.step import Draws, StepBatch, StepResult, VelocityFunction, draw, seed_dropouts, training_step
 from training.timesteps import TimestepSettings, stratified_uniforms
 from wan.conditions.base import Condition, ConditionState
-from wan.conditions.given_frames import given_timestep, with_first_frame_given
+from wan.conditions.given_frames import given_timestep
 from wan.conditions.image_latent import model_channels, model_clip_features
 from wan.conditions.prepare import given_by, loss_weight_by, prepare_conditions
 from wan.modules.dit import WanDiT
@@ -29,6 +31,7 @@ class JobSettings:
     timesteps: TimestepSettings
     timestep_buckets: int | None = None
     norm_limit: float | None = None
+    showing: Showing = Showing()
 
 
 class VideoJob:
@@ -59,16 +62,31 @@ class VideoJob:
         seed_dropouts(batch.positions, seed=self.settings.seed, epoch=self._epoch)
         draws = draw(batch.positions, batch.latents.shape[1:], seed=self.settings.seed, epoch=self._epoch,
                      uniforms=self._uniforms)
-        (result,) = self.steps(*self.shown(batch), draws, self.settings.timesteps)
+        (result,) = self.steps(*self.shown_in_training(batch), draws, self.settings.timesteps)
         return BatchLoss(result.loss, result.weight * result.sample_losses, tuple(one.name for one in batch.items))
 
     def shown(self, batch: LoadedBatch) -> tuple[Float[Tensor, "B C F H W"], FeatureBatch]:
-        """Latents (float32) and features of a batch on the model's device, first frames given where they are."""
-        latents = batch.latents.to(self.dit.device, torch.float32, non_blocking=True)
-        features = batch.features.to(self.dit.device)
-        if any(condition.starts_from_picture for condition in self.conditions.values()):
+        """Latents (float32) and features of a batch on the model's device, as a generation begins: nothing is drawn."""
+        latents, features = self._loaded(batch)
+        if self.starts_from_picture:
             features = with_first_frame_shown(features, latents, batch.items)
         return latents, features
+
+    def shown_in_training(self, batch: LoadedBatch) -> tuple[Float[Tensor, "B C F H W"], FeatureBatch]:
+        """The same with the given frames and dropouts that are drawn for each sample (`JobSettings.showing`)."""
+        showing, place = self.settings.showing, Place(batch.positions, self.settings.seed, self._epoch)
+        latents, features = self._loaded(batch)
+        if self.starts_from_picture:
+            features = with_prefix(features, latents, batch.items, prefix_counts(showing, place, latents.shape[2]))
+        return latents, with_dropouts(features, dropped(showing, place))
+
+    @property
+    def starts_from_picture(self) -> bool:
+        """Whether a condition has the first frames given."""
+        return any(condition.starts_from_picture for condition in self.conditions.values())
+
+    def _loaded(self, batch: LoadedBatch) -> tuple[Float[Tensor, "B C F H W"], FeatureBatch]:
+        return batch.latents.to(self.dit.device, torch.float32, non_blocking=True), batch.features.to(self.dit.device)
 
     def steps(self, latents: Float[Tensor, "B C F H W"], features: FeatureBatch, draws: Draws,
               timesteps: TimestepSettings, weights: Sequence[Float[Tensor, "B 1 F H W"] | None] = (None,)
@@ -120,12 +138,5 @@ def _product(own: Tensor | None, more: Tensor | None) -> Tensor | None:
 
 
 def with_first_frame_shown(features: FeatureBatch, latents: Tensor, clips: Sequence[TrainingItem]) -> FeatureBatch:
-    """The batch with its clips' first latent frame given, clean.
-
-    Where the reference picture is that very frame, it plays the still that a generation begins with, whose sound is
-    not heard. A picture keeps its only frame to be learned, so nothing is given there.
-    """
-    if latents.shape[2] == 1:
-        return features
-    is_still = torch.tensor([clip.item.reference_frame(clip.span) == clip.span.start for clip in clips])
-    return with_first_frame_given(features, latents[:, :, :1], latents.shape[2], is_still)
+    """The batch with its clips' first latent frame given, clean, as a generation from a picture begins."""
+    return with_prefix(features, latents, clips, [1] * len(clips))

@@ -21,6 +21,8 @@ from training.clips import dataset_facts, sizes_of
 from training.config import SavingSection, TrainConfig
 from training.optimizers import is_schedule_free
 from training.preflight import Plan, timestep_settings
+from training.showing import SOUND
+from wan.encoders.specs import NULL
 
 
 def network_writer(config: TrainConfig, plan: Plan, network: LoraNetwork, *, optimizer: Any, facts: dict[str, Any]
@@ -85,7 +87,18 @@ def _origin(config: TrainConfig, plan: Plan) -> Origin:
     variant = asdict(plan.variant) | {"family": plan.variant.family}
     return Origin(task=config.data.task, variant=variant,
                   conditions={name: condition.settings_text() for name, condition in plan.conditions.items()},
-                  encoders=_encoders(plan), fps=usual_fps(plan), picture_mode=PICTURE_MODE)
+                  encoders=_encoders(plan), fps=usual_fps(plan), picture_mode=PICTURE_MODE, showing=_showing(plan))
+
+
+def _showing(plan: Plan) -> dict[str, Any]:
+    """Settings, and the kinds of null: what stood for a dropped caption, and for dropped sound by condition."""
+    facts = plan.showing.facts()
+    if plan.showing.needs_null_text:
+        facts["null_text"] = _encoders(plan)["text"]["options"].get(NULL, "")
+    if plan.showing.needs_null_sound:
+        facts["null_audio"] = {name: condition.settings.null for name, condition in plan.conditions.items()
+                               if SOUND in condition.features}
+    return facts
 
 
 def usual_fps(plan: Plan) -> float:

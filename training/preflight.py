@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from common.errors import ConfigError, NetworkFileError, UserError, raise_all
+from common.errors import CacheError, ConfigError, NetworkFileError, UserError, raise_all
 from common.logs import get_logger
 from dataset.open import Dataset
 from dataset.plan import TrainingItem
@@ -19,14 +19,17 @@ from networks.formats import LoraFile, read_lora
 from networks.lora_wan import DEFAULT_DIM
 from networks.merge import LoraMerge, merge_transform
 from networks.names import spellings
+from training.budget import within_budget
 from training.checkpoints import check_writable
-from training.clips import find_clips, find_dataset, hold_out, read_one
+from training.clips import find_clips, find_dataset, hold_out, read_one, require_null_text
 from training.config import NetworkSection, TrainConfig
 from training.optimizers import optimizer_class, parse_arguments
 from training.schedules import SCHEDULES, ScheduleSettings, check_schedule
+from training.showing import SOUND, Showing, resolve
 from training.timesteps import TimestepSettings, check_settings
 from wan.conditions.base import Condition
 from wan.conditions.registry import build_condition, find_condition, refuse_mixture
+from wan.conditions.sound import SILENCE, AudioCondition
 from wan.modules.attention import check_backend
 from wan.modules.dit import WanDiT
 from wan.variants import Task, Variant, check_task, find_task
@@ -59,6 +62,8 @@ class Plan:
     """`--network_weights`."""
     is_stored_in_fp8: bool
     """Whether the base's file holds its block weights as float8."""
+    showing: Showing
+    """Given frames, dropouts and lengths."""
 
 
 @dataclass
@@ -92,10 +97,12 @@ def check(config: TrainConfig) -> Plan:
     wanted: dict[str, dict[str, str]] = {}
     start = merge = model = dataset = None
     is_stored_in_fp8 = False
+    showing = Showing()
     with problems.collected():
         arguments = split_network_args(config.network.network_args)
         start = _read_start(config.network)
         wanted = _wanted_conditions(arguments, start)
+        showing = resolve(config.showing, {name: find_condition(name) for name in wanted})
     with problems.collected():
         model, is_stored_in_fp8 = _look_at_base(config)
     with problems.collected():
@@ -115,7 +122,10 @@ def check(config: TrainConfig) -> Plan:
         raise ConfigError(f"network_args: {rate} is a learning rate of conditions, and this run trains none. "
                           "Add conditions=omniavatar_add, or leave it out.")
     clips = find_clips(dataset, task, features, require_sources=config.data.require_sources)
+    if showing.max_tokens is not None:
+        clips = within_budget(clips, showing.max_tokens, model.variant.patch, needs_end=task.family == "flf2v")
     conditions = _build_conditions(wanted, clips, model.variant)
+    check_showing(showing, dataset, clips, conditions)
     validation = config.validation
     clips, held_out = hold_out(clips, share=validation.validation_split, count=validation.validation_count,
                                seed=validation.validation_seed)
@@ -123,7 +133,8 @@ def check(config: TrainConfig) -> Plan:
         start = start.relative_to(lambda name: read_parameters(config.data.dit, [name])[name])
         load_conditions(conditions, start.conditions, start.path)
     return Plan(task=task, variant=model.variant, arguments=arguments, conditions=conditions, dataset=dataset,
-                clips=clips, held_out=held_out, merge=merge, start=start, is_stored_in_fp8=is_stored_in_fp8)
+                clips=clips, held_out=held_out, merge=merge, start=start, is_stored_in_fp8=is_stored_in_fp8,
+                showing=showing)
 
 
 def _check_settings(config: TrainConfig, problems: _Problems) -> None:
@@ -139,8 +150,38 @@ def _check_settings(config: TrainConfig, problems: _Problems) -> None:
         parse_arguments(settings.optimizer_args, optimizer_class(settings.optimizer_type), "optimizer_args",
                         taken=("lr",))
     with problems.collected():
+        if config.showing.random_length and find_task(config.data.task).family == "flf2v":
+            raise ConfigError(f"--random_length cuts the end of a clip, and --task {config.data.task} is given its "
+                              "last frame. Leave it out.")
+    with problems.collected():
         if settings.lr_scheduler not in SCHEDULES:
             check_schedule(ScheduleSettings(name=settings.lr_scheduler))
+
+
+def check_showing(showing: Showing, dataset: Dataset, clips: Sequence[TrainingItem],
+                  conditions: Mapping[str, Condition]) -> None:
+    """Refuse what the caches and clips have no room for: null texts, encoded silence, given frames; all at once."""
+    problems = _Problems()
+    if showing.needs_null_text:
+        with problems.collected():
+            require_null_text(dataset, clips)
+    for name, condition in conditions.items():
+        if showing.needs_null_sound and isinstance(condition, AudioCondition) and condition.settings.null == SILENCE:
+            heard = next(clip for clip in clips if all(one.path for one in clip.entries if one.spec.name == SOUND))
+            if SILENCE not in read_one(heard).features.features[SOUND]:
+                problems.found.append(CacheError(
+                    f"the sound is to be dropped (--audio_dropout) and {name}.null = silence, but the cached '{SOUND}' "
+                    f"holds no encoded silence. Use {name}.null=zeros, or --audio_dropout 0 --audio_text_dropout 0."))
+    shortest = min(showing.prefix_frames)
+    if any(condition.starts_from_picture for condition in conditions.values()) and showing.prefix_dropout < 1:
+        short = [clip.name for clip in clips
+                 if 1 < min(clip.frames, showing.min_frames or clip.frames) <= shortest]
+        if short:
+            more = f" and {len(short) - _SHOWN} more" if len(short) > _SHOWN else ""
+            problems.found.append(ConfigError(
+                f"--prefix_frames {' '.join(map(str, showing.prefix_frames))}: {', '.join(short[:_SHOWN])}{more} would "
+                "have no frame left to learn. Give a shorter length too, such as 1."))
+    problems.raise_found()
 
 
 def tell(plan: Plan) -> None:

@@ -74,6 +74,6 @@ def why_not_compared(clip: TrainingItem) -> str:
         return "without sound"
     if all(_frame_axis(tensor.shape) is None for tensor in entry.spec.tensors):
         return "whose sound is cached without an axis of video frames"
-    if not compared_frames(clip.span.frames):
+    if not compared_frames(clip.frames):
         return f"shorter than {shortest_clip()} frames"
     return ""

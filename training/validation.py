@@ -95,7 +95,7 @@ def measure_clip(job: VideoJob, clip: TrainingItem, settings: ValidationSettings
         if all(SOUND in condition.droppable for condition in hearing):
             variants["silent"] = without_sound(features, len(latents)).to(latents.device)
         frames = torch.zeros_like(latents[:, :1])
-        compared = compared_frames(clip.span.frames)
+        compared = compared_frames(clip.frames)
         frames[:, :, compared.start:compared.stop] = 1
     loss: list[float] = []
     by_sound: dict[str, list[float]] = {name: [] for name in variants} if frames is not None else {}

@@ -128,3 +128,46 @@ def test_sound_that_is_shorter_than_the_clip_is_named(folder: Path, plan: list[T
         save_tensors(path, {"states": tensors["states"][:5]}, header)
     with pytest.raises(CacheError, match=r"'audio' has 5 frames, the clip ends at"):
         load_batch(next(iter(BatchSampler(plan, seed=0, epoch=0))))
+
+
+def test_of_a_shortened_clip_only_its_start_is_read(plan: list[TrainingItem], weights: Path, folder: Path) -> None:
+    """Latents, rows of the whole sound and their number; the rows after the cut are still heard beside it."""
+    plan = plan_training(opened(folder / "dataset.toml"), [ToyLatents.spec, ToyText.spec, _with_halo(weights)])
+    whole = load_batch(next(iter(BatchSampler(plan, seed=0, epoch=0))))
+    short = load_batch(next(iter(BatchSampler([one.cut(5) for one in plan], seed=0, epoch=0))))
+    assert [one.name for one in short.items] == [one.name for one in whole.items]
+    assert torch.equal(short.latents, whole.latents[:, :, :2])
+    audio, before = short.features.features["audio"], whole.features.features["audio"]
+    assert torch.equal(audio["states"], before["states"][:, :5]) and short.features.frames == 5
+    assert torch.equal(audio["before"], before["before"])
+    assert torch.equal(audio["after"], before["states"][:, 5:7])
+
+
+def _without_sound(one: TrainingItem) -> TrainingItem:
+    """The clip as one of a source without sound."""
+    entries = (replace(entry, path=None) if entry.spec.name == "audio" else entry for entry in one.entries)
+    return replace(one, entries=tuple(entries))
+
+
+def test_sound_of_the_clip_alone_is_cut_too_and_absent_sound_is_as_short(tmp_path: Path, make_video: MakeVideo,
+                                                                        weights: Path) -> None:
+    make_video(tmp_path / "clips" / "a.mp4", frames=21, sound_s=0.84, caption="x")
+    cache(opened(write_dataset(tmp_path, TOML)), [ToyLatents(weights), ToyAudio(weights, "clip")])
+    plan = plan_training(opened(tmp_path / "dataset.toml"), [ToyLatents.spec, _with_halo(weights, "clip")])
+    for clips in (plan, [_without_sound(one) for one in plan]):
+        [batch] = map(load_batch, BatchSampler([one.cut(5) for one in clips], seed=0, epoch=0))
+        assert batch.features.features["audio"]["states"].shape[:2] == (2, 5)
+        assert batch.latents.shape[2] == 2
+
+
+def test_clips_with_and_without_sound_never_stand_in_one_batch(plan: list[TrainingItem]) -> None:
+    mixed = [one if number % 2 else _without_sound(one) for number, one in enumerate(plan)]
+    without = {one.name for number, one in enumerate(plan) if not number % 2}
+    seen = []
+    for batch in map(load_batch, BatchSampler(mixed, seed=0, epoch=0)):
+        names = {one.name for one in batch.items}
+        seen += [*names]
+        assert names <= without or not names & without
+        present = batch.features.present.get("audio")
+        assert present is None if not names & without else present is not None and not present.any()
+    assert sorted(seen) == sorted(one.name for one in plan)

@@ -1,6 +1,7 @@
 """Batches: every clip exactly as often as asked, in an order that no process count changes."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 import pickle
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from dataset.items import Item
 from dataset.plan import FeatureEntry, TrainingItem
 from dataset.rows import FileRef
-from dataset.sampler import BatchPlan, BatchSampler
+from dataset.sampler import BatchPlan, BatchSampler, drawn_length
 from dataset.sources import Clock
 from dataset.spans import Span
 from tests.dataset.toys import ToyLatents
@@ -108,3 +109,42 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 def test_plans_are_picklable() -> None:
     plan = next(iter(BatchSampler(items([3]), seed=0, epoch=0)))
     assert pickle.loads(pickle.dumps(plan)) == plan  # noqa: S301
+
+
+def test_a_lower_limit_of_samples_makes_smaller_batches() -> None:
+    clips = [replace(one, most=3) for one in items([8], batch_size=4)]
+    assert sorted(len(plan.items) for plan in epoch(clips, 1)[0]) == [2, 3, 3]
+    assert {plan.global_count for plan in epoch(clips, 2)[0]} == {6, 2}
+    assert {len(plan.items) for plan in epoch([replace(one, most=9) for one in clips], 1)[0]} == {4}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 50), st.integers(0, 50))
+def test_a_drawn_length_lies_between_the_smallest_and_all(n: int, smallest: int, number: int, index: int) -> None:
+    frames, least = 4 * n + 1, 4 * smallest + 1
+    found = drawn_length(frames, least, seed=1, epoch=number, index=index)
+    assert (found - 1) % 4 == 0 and min(least, frames) <= found <= frames
+
+
+def test_every_length_is_drawn_about_as_often() -> None:
+    found = Counter(drawn_length(21, 5, seed=1, epoch=1, index=index) for index in range(2000))
+    assert sorted(found) == [5, 9, 13, 17, 21]
+    assert all(300 < count < 500 for count in found.values()), "400 each, five deviations of 18 either way"
+
+
+@settings(max_examples=20, deadline=None)
+@given(counts, st.sampled_from([(1, 4, 2, 2), (1, 2, 2, 1), (4, 1, 2, 2)]))
+def test_a_global_batch_has_one_length_for_any_number_of_processes(buckets: list[int],
+                                                                  split: tuple[int, int, int, int]) -> None:
+    clips = [replace(one, span=replace(one.span, frames=41), sizes={"F": 11, "N": 41}) for one in items(buckets)]
+    world_a, batch_a, world_b, batch_b = split
+    lengths = []
+    for world, batch in ((world_a, batch_a), (world_b, batch_b)):
+        ranks = epoch(clips, world, batch_size=batch, min_frames=5)
+        for plans in zip(*ranks, strict=True):
+            assert len({(one.frames, one.sizes["F"], one.sizes["N"]) for plan in plans for one in plan.items}) == 1
+        lengths.append([plan.items[0].frames for plan in ranks[0]])
+        assert counted(ranks) == counted(epoch(clips, world, batch_size=batch))
+    assert lengths[0] == lengths[1]
+    again = BatchSampler(clips, seed=3, epoch=0, batch_size=batch_a * world_a, min_frames=5, start_at=1)
+    assert [plan.items[0].frames for plan in again] == lengths[0][1:]

@@ -1,13 +1,17 @@
 """Generation with audio conditions: files of OmniAvatar's form, strength by block, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from common.errors import ConditionError, ConfigError
-from common.tensorfile import save_tensors
+from common.errors import ConditionError, ConfigError, NetworkFileError
+from common.tensorfile import load_tensors, save_tensors
 from inference import generate, load_pipeline
+from inference.forward import ClipVelocity
+from inference.guidance import CONDITIONAL, ClassifierFree
+from inference.pipeline import noise_for
 from networks.condition_weights import condition_tensors
 from networks.metadata import Origin
 from tools.export_network import main as export
@@ -92,3 +96,42 @@ def test_the_sound_moves_the_picture_in_every_design(ask, tiny_weights, speech, 
     assert heard.shape[1] == 5 and heard.isfinite().all()
     assert not torch.equal(heard, video(audio_gain="0"))
     assert torch.equal(heard, video(audio_gain="1"))
+
+
+@pytest.fixture
+def trained_with(audio_lora, tmp_path):
+    """Function that gives the trained network as one whose given frames entered in another mode."""
+    def write(mode):
+        tensors, metadata = load_tensors(audio_lora)
+        told = json.loads(metadata["omnituner.conditions"])
+        told["omniavatar_add"]["given"] = mode
+        path = tmp_path / f"{mode}.safetensors"
+        save_tensors(path, tensors, metadata | {"omnituner.conditions": json.dumps(told)})
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("mode", ["clean_same_t", "t0", "noised"])
+def test_given_frames_enter_a_generation_as_they_did_in_training(ask_talking, trained_with, mode):
+    request = ask_talking(lora_weight=[trained_with(mode)], video_length=9)
+    pipeline = load_pipeline(request)
+    prepared = pipeline.prepare(pipeline.plan(request))
+    noise = noise_for(prepared.plan)
+    velocity = ClipVelocity(pipeline.models.get("dit"), pipeline.models.get("conditions"), prepared,
+                            ClassifierFree(1.0), noise)
+    assert velocity.given is not None and velocity.given.mode == mode
+    clean = prepared.batch.given_latents[:, :, 0]
+    shown = velocity.write_given(noise, 0.75)
+    expected = 0.25 * clean + 0.75 * noise[:, :, 0] if mode == "noised" else clean
+    torch.testing.assert_close(shown[:, :, 0], expected)
+    assert torch.equal(shown[:, :, 1:], noise[:, :, 1:])
+    assert velocity(shown, 0.75, 750.0, CONDITIONAL).isfinite().all()
+    assert torch.equal(velocity.write_given(noise, 0.0)[:, :, 0], clean)
+    assert generate(request).video.isfinite().all()
+
+
+def test_a_file_trained_in_another_mode_is_not_written_as_omniavatars(trained_with, tiny_weights, tmp_path):
+    with pytest.raises(NetworkFileError, match="was trained with given = noised"):
+        export([str(trained_with("noised")), "--dit", str(tiny_weights / "wan2.1_t2v_tiny.safetensors"), "--output",
+                str(tmp_path / "out.pt")])

@@ -1,5 +1,6 @@
 """The cache scripts: what is fresh is skipped, what changed is encoded again, and nothing else."""
 
+from dataclasses import replace
 import os
 from pathlib import Path
 import shutil
@@ -87,6 +88,18 @@ def test_touched_but_equal_clip_stays_fresh(data: Path, models: ModelFiles) -> N
     cache(data, models)
     os.utime(data / "clips" / "head_001.mp4", (1, 1))
     assert cache(data, models) == (0, 0, 8)
+
+
+def test_another_null_text_makes_the_captions_again_and_nothing_else(data: Path, models: ModelFiles) -> None:
+    cache(data, models)
+    paths = sorted((data / "cache").glob("*.text.safetensors"))
+    before = [load_tensors(path) for path in paths]
+    assert all(tensors.keys() == {"hidden", "null"} for tensors, _ in before)
+    assert all(header["option.null"].startswith("empty ") for _, header in before)
+    assert cache(data, replace(models, null_text="negative")) == (2, 2, 6)
+    for (old, _), (new, header) in zip(before, map(load_tensors, paths), strict=True):
+        assert torch.equal(old["hidden"], new["hidden"]) and len(new["null"]) > len(old["null"])
+        assert header["option.null"].startswith("negative ")
 
 
 def test_changed_size_makes_new_pictures_and_keeps_text_and_sound(data: Path, models: ModelFiles) -> None:

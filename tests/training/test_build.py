@@ -296,7 +296,8 @@ def test_two_processes_learn_what_one_learns_with_their_batch(talking: Path, wei
     # Adam divides a gradient by its own size, so that the last bit of a sum shows as a share of the learning rate.
     more: dict[str, Any] = {"learning_rate": 1e-5, "max_train_epochs": 2, "num_timestep_buckets": 3,
                             "network_args": ["conditions=omniavatar_add"], "validation_count": 2,
-                            "validate_every_n_steps": 2}
+                            "validate_every_n_steps": 2, "prefix_dropout": 0.3, "audio_dropout": 0.3,
+                            "text_dropout": 0.3, "random_length": True, "min_frames": 5, "max_tokens": 24}
     train(settings(write_toml(talking.parent, 2), weights, tmp_path / "one", **more))
     two = settings(talking, weights, tmp_path / "two", **more)
     (tmp_path / "two.toml").write_text(to_toml(two), encoding="utf-8")

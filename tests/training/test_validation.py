@@ -304,3 +304,12 @@ def test_the_passes_that_are_told_are_those_that_are_made(tmp_path: Path) -> Non
 
 def test_measurements_are_rare_in_short_runs_and_ten_in_long_ones() -> None:
     assert default_distance(30) == 100 and default_distance(1600) == 160 and default_distance(20_000) == 2000
+
+
+def test_a_clip_that_a_budget_shortens_is_measured_as_far_as_it_is_shown(tmp_path: Path) -> None:
+    """The gap is what five frames of the ramp cost, on fewer frames too; what is too short is not compared."""
+    whole = ramp_clip(tmp_path)
+    inverse = sum(1 / sigma**2 for sigma in SIGMAS) / len(SIGMAS)
+    found = report(figures(hand_made_job(), whole.cut(41)))
+    assert found.audio is not None and found.audio.gap == pytest.approx((5 * RAMP) ** 2 * inverse, rel=1e-4)
+    assert figures(hand_made_job(), whole.cut(13)).reason == "shorter than 17 frames"

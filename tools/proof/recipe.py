@@ -46,6 +46,9 @@ class Recipe:
 HIGH_NOISE = ("--min_timestep", "750", "--lr_warmup_steps", "30", "--validation_sigmas", "0.7", "0.9", "0.97")
 """Flags of both demos: noise levels below 0.75 show the mouth already, so that sound has nothing to tell there, and a
 base that is not to be changed otherwise need not be trained at them."""
+SHOWN = ("--prefix_frames", "1", "--prefix_dropout", "0", "--audio_dropout", "0", "--text_dropout", "0",
+         "--audio_text_dropout", "0")
+"""Flags of both demos: each clip starts from its picture and is heard, so that the few steps all tell of the sound."""
 RATES = ("omniavatar_add.audio_hidden=64", "condition_lr=2e-2", "patch_lr=3e-4", "loraplus_lr_ratio=8")
 """`--network_args` of both demos."""
 
@@ -54,13 +57,13 @@ KNOWN = ()
 DEMO = Recipe(
     steps=450, batch_size=1, target_frames=33, spans=1, network_dim=16, learning_rate=1e-3, network_args=RATES,
     shift=3, validation_count=4, validate_every=150, infer_steps=12, guidance_scale=1, faces=1, sounds=1,
-    train_args=HIGH_NOISE)
+    train_args=HIGH_NOISE + SHOWN)
 """`make demo`: minutes on two CPU cores."""
 
 FULL = Recipe(
     steps=800, batch_size=4, target_frames=33, spans=2, network_dim=32, learning_rate=1e-3, network_args=RATES,
     shift=3, validation_count=4, validate_every=150, infer_steps=12, guidance_scale=1, faces=2, sounds=5,
-    train_args=HIGH_NOISE)
+    train_args=HIGH_NOISE + SHOWN)
 """`make demo-full`: as long as it needs."""
 
 PROTOCOL = replace(FULL, train_args=(*HIGH_NOISE, *KNOWN), validation_count=4)

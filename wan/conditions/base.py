@@ -35,8 +35,11 @@ class Condition(nn.Module):
     """Names of the FeatureSpecs read from the batch."""
     droppable: ClassVar[tuple[str, ...]] = ()
     """Those of them that have an absent form: `batch.present` may say False for any sample (dropout, guidance)."""
+    trained_without: ClassVar[tuple[str, ...]] = ()
+    """Features with an absent form for training's dropout alone: guidance never drops them."""
     starts_from_picture: ClassVar[bool] = False
-    """The clip's first latent frame is given: in generation the reference picture, in training the clip's own."""
+    """The first latent frames are given: in generation the reference picture, or the end of the chunk before; in
+    training the clip's own."""
     hears: ClassVar[tuple[int, int]] = (0, 0)
     """Video frames before and after a latent frame's own four whose sound changes what this condition does there."""
     Settings: ClassVar[type]

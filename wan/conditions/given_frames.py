@@ -3,8 +3,9 @@
 Objective and sampler use these functions alone, so that both do the same.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from jaxtyping import Bool, Float
 import torch
@@ -14,6 +15,7 @@ from common.errors import ConditionError
 from common.features import FeatureBatch
 
 Mode = Literal["clean_same_t", "t0", "noised"]
+CLEAN: Mode = "clean_same_t"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,29 @@ class GivenFrames:
     latents: Float[Tensor, "B C F H W"]
     mask: Float[Tensor, "B 1 F H W"]
     """1 = given, 0 = to be generated."""
-    mode: Mode = "clean_same_t"
+    mode: Mode = CLEAN
+
+
+def given_mode(text: str, condition: str) -> Mode:
+    """`text`, the setting `given` of the condition of that name; ConditionError names the three where it is none."""
+    if text not in get_args(Mode):
+        raise ConditionError(f"condition '{condition}': given = '{text}' is unknown. Use clean_same_t (clean, under "
+                             "the timestep of the rest: OmniAvatar), t0 (clean, at timestep 0) or noised (at the noise "
+                             "level of the rest).")
+    return cast(Mode, text)
+
+
+def with_prefix_given(batch: FeatureBatch, latents: Float[Tensor, "B C F H W"], counts: Sequence[int],
+                      is_still: Bool[Tensor, " B"]) -> FeatureBatch:
+    """`batch` with the first latent frames of each sample given: `counts` says how many of its own `latents`, or 0.
+
+    `is_still`: frame 0 is a still picture, so the sound of its moment is not heard (row 0 of the audio is zero).
+    """
+    frames = torch.arange(latents.shape[2], device=latents.device)
+    number = torch.tensor(list(counts), device=latents.device)
+    is_given = (frames < number[:, None])[:, None, :, None, None].expand_as(latents[:, :1])
+    return replace(batch, given_latents=torch.where(is_given, latents, torch.zeros_like(latents)),
+                   given_mask=is_given.to(latents.dtype), first_is_still=is_still.to(latents.device))
 
 
 def with_first_frame_given(batch: FeatureBatch, first: Float[Tensor, "B C 1 H W"], latent_frames: int,
@@ -36,12 +60,8 @@ def with_first_frame_given(batch: FeatureBatch, first: Float[Tensor, "B C 1 H W"
 
     `is_still`: the frame is a still picture, so the sound of its moment is not heard (row 0 of the audio is zero).
     """
-    batch_size, channels, _, height, width = first.shape
-    latents = first.new_zeros(batch_size, channels, latent_frames, height, width)
-    latents[:, :, :1] = first
-    mask = torch.zeros_like(latents[:, :1])
-    mask[:, :, 0] = 1
-    return replace(batch, given_latents=latents, given_mask=mask, first_is_still=is_still.to(first.device))
+    latents = first.expand(-1, -1, latent_frames, -1, -1)
+    return with_prefix_given(batch, latents, [1] * len(first), is_still)
 
 
 def apply_given(noisy: Float[Tensor, "B C F H W"], given: GivenFrames | None,

@@ -17,7 +17,7 @@ from common.errors import ConditionError
 from common.features import AUDIO_HALO, FeatureBatch
 from common.timebase import VAE_TEMPORAL_STRIDE
 from wan.conditions.frames import linear
-from wan.conditions.given_frames import GivenFrames
+from wan.conditions.given_frames import CLEAN, GivenFrames, given_mode
 from wan.conditions.reference_channels import (
     ReferenceState,
     given_of,
@@ -42,6 +42,8 @@ class OmniAvatarSettings(AudioSettings):
 
     audio_hidden: int = 32
     """Width of the packed audio token."""
+    given: str = CLEAN
+    """How given frames enter; see `ReferenceChannelsSettings`."""
 
 
 class AudioPack(nn.Module):
@@ -180,6 +182,7 @@ class OmniAvatarAdd(AudioCondition):
         super().__init__(settings, variant, blocks)
         addition = AudioAddition(self.frame_width, settings.audio_hidden, variant.dim, len(blocks))
         self.audio_proj, self.audio_cond_projs = addition.audio_proj, addition.audio_cond_projs
+        self.given = given_mode(settings.given, self.name)
         self.patch_embedding = picture_embedding(variant)
 
     def read(self, states: Float[Tensor, "B M K D"]) -> Float[Tensor, "B M R D"]:
@@ -192,7 +195,7 @@ class OmniAvatarAdd(AudioCondition):
         Raises ConditionError where a feature is missing or its frames or widths are not this clip's or condition's.
         """
         reference = reference_of(self, batch, grid)
-        return self._state(self.voices(batch, grid), reference, given_of(batch))
+        return self._state(self.voices(batch, grid), reference, given_of(batch, self.given))
 
     def state(self, audio: Float[Tensor, "B N A"], reference: Float[Tensor, "B C 1 H W"], given: GivenFrames | None
               ) -> OmniAvatarState:

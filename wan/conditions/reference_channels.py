@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from common.errors import ConditionError
 from common.features import FeatureBatch
 from wan.conditions.base import Condition, ConditionState
-from wan.conditions.given_frames import GivenFrames
+from wan.conditions.given_frames import CLEAN, GivenFrames, Mode, given_mode
 from wan.modules.hooks import Forward
 from wan.variants import Variant
 
@@ -58,11 +58,19 @@ def reference_of(condition: Condition, batch: FeatureBatch, grid: tuple[int, int
     return reference
 
 
-def given_of(batch: FeatureBatch) -> GivenFrames | None:
-    """The batch's given frames, clean under the timestep of the rest."""
+def present_reference(reference: Float[Tensor, "B C 1 H W"], batch: FeatureBatch) -> Float[Tensor, "B C 1 H W"]:
+    """The reference, zero in the samples that lack it."""
+    present = batch.present.get("reference_latents")
+    if present is None:
+        return reference
+    return torch.where(present.to(reference.device)[:, None, None, None, None], reference, torch.zeros_like(reference))
+
+
+def given_of(batch: FeatureBatch, mode: Mode) -> GivenFrames | None:
+    """The batch's given frames, shown in `mode`."""
     if batch.given_latents is None or batch.given_mask is None:
         return None
-    return GivenFrames(batch.given_latents, batch.given_mask, "clean_same_t")
+    return GivenFrames(batch.given_latents, batch.given_mask, mode)
 
 
 def picture_channels(reference: Float[Tensor, "B C 1 H W"], frames: int, given: GivenFrames | None
@@ -75,23 +83,33 @@ def picture_channels(reference: Float[Tensor, "B C 1 H W"], frames: int, given: 
 
 @dataclass(frozen=True)
 class ReferenceChannelsSettings:
-    """No settings of its own; sizes are the model's."""
+    """How given frames are shown; sizes are the model's."""
+
+    given: str = CLEAN
+    """How given frames enter: `clean_same_t`, clean under the timestep of the rest; `t0`, clean at timestep 0;
+    `noised`, at the noise level of the rest."""
 
 
 class ReferenceChannels(Condition):
-    """Reference picture and given first frame for a text-to-video model. Fresh, it leaves the base bit-equal."""
+    """Reference picture and given first frames for a text-to-video model. Fresh, it leaves the base bit-equal.
+
+    A reference that training dropped (`batch.present["reference_latents"]` False) is zero channels.
+    """
 
     name: ClassVar[str] = "reference_channels"
     features: ClassVar[tuple[str, ...]] = ("reference_latents",)
+    trained_without: ClassVar[tuple[str, ...]] = ("reference_latents",)
     starts_from_picture: ClassVar[bool] = True
     Settings: ClassVar[type] = ReferenceChannelsSettings
 
     def __init__(self, settings: ReferenceChannelsSettings, variant: Variant) -> None:
         super().__init__(settings, variant)
+        self.given = given_mode(settings.given, self.name)
         self.patch_embedding = picture_embedding(variant)
 
     def prepare(self, batch: FeatureBatch, grid: tuple[int, int, int]) -> ReferenceState:
         """State from `reference_latents` and the batch's given frames; ConditionError where the picture is missing."""
-        given = given_of(batch)
-        channels = picture_channels(reference_of(self, batch, grid), grid[0], given)
+        given = given_of(batch, self.given)
+        reference = present_reference(reference_of(self, batch, grid), batch)
+        channels = picture_channels(reference, grid[0], given)
         return ReferenceState(channels, self.patch_embedding, given)

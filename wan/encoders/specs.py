@@ -3,12 +3,17 @@
 Letters of the shapes: F, H, W latent frames, height and width; N video frames; L, T tokens; K hidden states; D width.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 from common.features import AUDIO_HALO, FeatureSpec, KeyPart, TensorSpec
 
 Given = Literal["first", "first_last"]
 """Which frames of the clip an image-to-video model is given."""
+NullText = Literal["empty", "negative"]
+"""What a dropped prompt is in training: the empty prompt, or the one that audio-driven generation leads away from."""
+NULL = "null"
+"""Tensor of the feature `text` that holds the embedding of the dropped prompt."""
 Scope = Literal["file", "clip"]
 """How much sound an audio encoder hears at once: the whole source file, or the clip's span alone."""
 
@@ -20,6 +25,12 @@ REFERENCE_LATENTS = FeatureSpec("reference_latents", 1, CLIP_KEY, (TensorSpec("l
 IMAGE_LATENTS = FeatureSpec("image_latents", 1, CLIP_KEY, (TensorSpec("latents", "20 F H W"),))
 TEXT = FeatureSpec("text", 1, ("source",), (TensorSpec("hidden", "L D", batching="list"),),
                    command="cache_text_encoder_outputs.py")
+
+
+def text_spec(null: NullText | None = None) -> FeatureSpec:
+    """Contract of `text`: the caption, and with `null` what stands for it where training drops it."""
+    more = () if null is None else (TensorSpec(NULL, "L0 D", batching="list"),)
+    return replace(TEXT, tensors=TEXT.tensors + more)
 
 
 def clip_spec(given: Given = "first") -> FeatureSpec:
@@ -45,4 +56,5 @@ SPECS: dict[str, FeatureSpec] = {
     "text": TEXT,
     "audio": audio_spec(),
 }
-"""Feature name -> contract with default options. `clip` and `audio` vary: see `clip_spec` and `audio_spec`."""
+"""Feature name -> contract with default options. `text`, `clip` and `audio` vary: see `text_spec`, `clip_spec` and
+`audio_spec`."""

@@ -1,6 +1,7 @@
 """The contract of every registered feature, on tiny models, and what each encoder makes of its media."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 import shutil
 import subprocess
@@ -11,15 +12,17 @@ import pytest
 import torch
 
 from common.errors import MediaError, WeightsError
+from common.fingerprint import text_hash
 from common.media.item import Media
 from common.media.picture import to_minus_one_one
 from wan.conditions.image_latent import image_channels
 from wan.encoders.audio import load_audio_encoder
 from wan.encoders.base import ModelEncoder
+from wan.encoders.features.text import NULL_TEXTS
 from wan.encoders.image import load_image_encoder
 from wan.encoders.registry import FEATURES
-from wan.encoders.specs import SPECS
-from wan.encoders.text import load_text_encoder
+from wan.encoders.specs import SPECS, NullText
+from wan.encoders.text import TextEncoder, load_text_encoder
 from wan.encoders.vae import load_vae
 
 FRAMES, HEIGHT, WIDTH = 5, 16, 24
@@ -139,6 +142,28 @@ def test_options_tell_apart_what_changes_the_numbers(make: Make) -> None:
     assert make("audio").options() != make("audio", stored_dtype=torch.bfloat16).options()
     assert {"tokenizer", "max_tokens", "cleaning"} <= set(make("text").options())
     assert {"scope", "padding", "normalisation", "sample_rate"} <= set(make("audio").options())
+
+
+@pytest.mark.parametrize("kind", ["empty", "negative"])
+def test_the_text_of_a_dropped_caption_is_encoded_once_and_told(make: Make, media: Media, kind: NullText,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, plain = make("text", null=kind), make("text")
+    asked: list[str] = []
+    encode = TextEncoder.encode
+
+    def listening(self: TextEncoder, prompts: list[str]) -> list[torch.Tensor]:
+        asked.extend(prompts)
+        return encode(self, prompts)
+
+    monkeypatch.setattr(TextEncoder, "encode", listening)
+    first, second = (encoder.encode(replace(media, caption=caption)) for caption in ("a woman speaks", "a man sings"))
+    assert asked == ["a woman speaks", NULL_TEXTS[kind], "a man sings"]
+    assert torch.equal(first["null"], second["null"]) and not torch.equal(first["hidden"], second["hidden"])
+    assert torch.equal(first["null"], plain.encode(replace(media, caption=NULL_TEXTS[kind]))["hidden"])
+    assert plain.encode(media).keys() == {"hidden"}, "a generation pays nothing for it"
+    encoder.spec.check(first, "clip", {})
+    assert encoder.options().keys() - plain.options().keys() == {"null"}
+    assert encoder.options()["null"] == f"{kind} {text_hash(NULL_TEXTS[kind])}"
 
 
 def test_states_can_be_stored_in_half_the_room(make: Make, media: Media) -> None:
