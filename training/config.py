@@ -7,6 +7,7 @@ from typing import Literal
 
 from common.config import Section, flag
 from common.errors import ConfigError
+from training.region_settings import RegionSection
 from wan.variants import TASKS, find_task
 
 TIMESTEP_RULES = ("sigma", "uniform", "sigmoid", "shift", "flux_shift", "flux2_shift", "ideogram4_shift", "qwen_shift",
@@ -290,6 +291,7 @@ class TrainConfig(Section):
     optimiser: OptimiserSection
     length: LengthSection
     noise: NoiseSection
+    regions: RegionSection
     speed: SpeedSection
     saving: SavingSection
     validation: ValidationSection

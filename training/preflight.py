@@ -23,6 +23,7 @@ from training.checkpoints import check_writable
 from training.clips import find_clips, find_dataset, hold_out, read_one
 from training.config import NetworkSection, TrainConfig
 from training.optimizers import optimizer_class, parse_arguments
+from training.regions import RegionWeights, masked_clips, needed_masks, region_weights
 from training.schedules import SCHEDULES, ScheduleSettings, check_schedule
 from training.timesteps import TimestepSettings, check_settings
 from wan.conditions.base import Condition
@@ -59,6 +60,8 @@ class Plan:
     """`--network_weights`."""
     is_stored_in_fp8: bool
     """Whether the base's file holds its block weights as float8."""
+    regions: RegionWeights | None = None
+    """Weights of the loss in face and mouth."""
 
 
 @dataclass
@@ -114,6 +117,7 @@ def check(config: TrainConfig) -> Plan:
     if not wanted and (rate := next((name for name in ("condition_lr", "patch_lr") if name in arguments), None)):
         raise ConfigError(f"network_args: {rate} is a learning rate of conditions, and this run trains none. "
                           "Add conditions=omniavatar_add, or leave it out.")
+    features += needed_masks(config.regions, dataset)
     clips = find_clips(dataset, task, features, require_sources=config.data.require_sources)
     conditions = _build_conditions(wanted, clips, model.variant)
     validation = config.validation
@@ -123,7 +127,8 @@ def check(config: TrainConfig) -> Plan:
         start = start.relative_to(lambda name: read_parameters(config.data.dit, [name])[name])
         load_conditions(conditions, start.conditions, start.path)
     return Plan(task=task, variant=model.variant, arguments=arguments, conditions=conditions, dataset=dataset,
-                clips=clips, held_out=held_out, merge=merge, start=start, is_stored_in_fp8=is_stored_in_fp8)
+                clips=clips, held_out=held_out, merge=merge, start=start, is_stored_in_fp8=is_stored_in_fp8,
+                regions=region_weights(config.regions))
 
 
 def _check_settings(config: TrainConfig, problems: _Problems) -> None:
@@ -157,6 +162,12 @@ def tell(plan: Plan) -> None:
     if plan.merge is not None:
         for report in plan.merge.reports():
             log.info("merged into the base: %s", report.text())
+    if plan.regions is not None:
+        counts = ", ".join(f"{region}: {count}" for region, count in masked_clips(plan.clips).items())
+        log.info("region weights: 1 + %g x face + %g x lip%s; clips with masks, of %d: %s", plan.regions.face,
+                 plan.regions.lip, "" if plan.regions.mixture is None else
+                 ", whole picture, face and lip alone for shares of {:g}, {:g}, {:g}".format(*plan.regions.mixture),
+                 len(plan.clips), counts)
     for name, condition in plan.conditions.items():
         count = sum(parameter.numel() for parameter in condition.parameters())
         log.info("condition %s: %.1f M parameters, reads %s", name, count / 1e6, ", ".join(condition.features))
