@@ -74,7 +74,8 @@ def needed_masks(settings: RegionSection, dataset: Dataset) -> list[str]:
     if lacking:
         raise ConfigError(" ".join(
             f"{name} needs masks of the {region}, and no entry of {dataset.path} names any. Set "
-            f"{region}_mask_directory (or {region}_mask_path in a list), run cache_latents.py again, or leave {name} out."
+            f"{region}_mask_directory (or {region}_mask_path in a list) and run cache_latents.py again, or leave "
+            f"{name} out."
             for region, name in lacking.items()))
     return [FEATURE] if settings.wanted else []
 
