@@ -144,6 +144,8 @@ def _encode_clip(group: list[WorkEntry], store: CacheStore, encoders: "dict[str,
         media = load_media(first.item, first.span, needs)
     except Exception as error:  # noqa: BLE001 - decoders raise anything at a damaged file, and it costs only this clip
         _raise_if_fatal(error)
+        if len({entry.job.needs for entry in group}) > 1:  # a broken mask leaves the frames as they are
+            return [result for entry in group for result in _encode_clip([entry], store, encoders)]
         return [(entry, _reason(error)) for entry in group]
     results = []
     for entry in group:

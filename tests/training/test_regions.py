@@ -146,7 +146,7 @@ def masks(tmp_path_factory: pytest.TempPathFactory, root: Path, weights: Path) -
         picture[box[1]:box[3], box[0]:box[2]] = 255
         for number in range(3):
             Image.fromarray(picture).save(folder / name / f"head_{number:03d}.png")
-    entries[0] += f'face_mask_directory = "{folder.as_posix()}/faces"\nlip_mask_directory = "{folder.as_posix()}/lips"\n'
+    entries[0] += "".join(f'{kind}_mask_directory = "{folder.as_posix()}/{kind}s"\n' for kind in ("face", "lip"))
     general = TOML.split("[[datasets]]")[0].format(batch=1)
     (folder / "without.toml").write_text(general + "[[datasets]]" + entries[1], encoding="utf-8")
     data = folder / "data.toml"
