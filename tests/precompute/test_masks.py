@@ -35,10 +35,11 @@ def test_masks_are_cached_without_a_model_and_a_black_one_is_named(data: Path) -
     summary = run(["region_masks"], data, models=ModelFiles())
     assert (summary.encoded, exit_code(summary)) == (1, 1)
     [failure] = summary.failed
-    assert failure.startswith("head_001.mp4 frames 0-4 region_masks: ") and "head_001.png: a mask that covers" in failure
+    assert failure.startswith("head_001.mp4 frames 0-4 region_masks: ")
+    assert "head_001.png: a mask that covers nothing" in failure
     [path] = (data.parent / "cache").glob("*.region_masks.safetensors")
     tensors, header = load_tensors(path)
-    # The 64 x 64 mask is halved: columns 8 to 20 and rows 8 to 24 of 32, so of four places the second and half the third.
+    # The 64 x 64 mask is halved: columns 8 to 20 and rows 8 to 24 of 32, so the second place and half of the third.
     assert tensors["face"][0, :, 1].tolist() == [[0, 1, 0.5, 0]] * 2 and not tensors["lip"].any()
     assert tensors["face"][0, :, 0].max() == 0
     assert header["option.time"] == "maximum of 4" and "mask.face" in header and "source" not in header
