@@ -55,4 +55,4 @@ def side_by_side(count: int) -> list[Box]:
 
 def box_texts(boxes: Sequence[Box]) -> str:
     """Boxes as one text, for the header of a cache entry."""
-    return " ".join(",".join(f"{side:g}" for side in box) for box in boxes)
+    return " ".join(",".join(f"{side:.17g}" for side in box) for box in boxes)

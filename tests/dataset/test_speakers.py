@@ -17,6 +17,7 @@ from dataset.jobs import FeatureJob
 from dataset.media import load_media
 from dataset.open import Dataset
 from dataset.plan import plan_training
+from dataset.report import describe
 from dataset.sampler import BatchSampler
 from dataset.work import work_list
 from tests.dataset.test_masks import make_mask
@@ -72,6 +73,7 @@ def test_folders_give_each_video_of_the_entry_its_sounds(folder: Path) -> None:
     assert [[sound.file.key for sound in item.sounds] for item in dataset.items] == [
         ["audio:a.wav", "audio2:a.wav"], ["audio:b.wav", "audio2:b.wav"]]
     assert dataset.items[0].boxes == ((0, 0, 0.25, 1), (0.75, 0, 1, 1)) and dataset.speakers == 2
+    assert "  file x2  " in describe(dataset)
     (folder / "right" / "b.wav").unlink()
     with pytest.raises(ConfigError, match=r"b.mp4: no audio \(of speaker 2\) file for it in .*right"):
         opened(write_dataset(folder, FOLDERS))
