@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.errors import CacheError
 from common.features import AFTER, BEFORE, FeatureBatch, TensorSpec, rows_of_span
+from common.speakers import SPEAKER_REGIONS, speaker_of
 from dataset.plan import FeatureEntry, TrainingItem, entry_shapes
 from dataset.sampler import BatchPlan
 
@@ -53,9 +54,30 @@ def load_batch(plan: BatchPlan) -> LoadedBatch:
     if LATENTS not in features:
         raise CacheError("a batch needs the feature 'latents', and it was not asked for.")
     latents = features.pop(LATENTS)[LATENTS]
-    batch = FeatureBatch(features=features, frames=first.frames, fps=first.item.fps, present=present)
+    voices, regions = _speakers(features, present)
+    batch = FeatureBatch(features=features, frames=first.frames, fps=first.item.fps, present=present, voices=voices,
+                         regions=regions)
     return LoadedBatch(latents, batch, plan.items, plan.positions, torch.tensor(plan.weights), plan.global_count,
                        plan.epoch, plan.index)
+
+
+def _speakers(features: dict[str, dict[str, Any]], present: dict[str, Tensor]
+              ) -> tuple[tuple[dict[str, Any], ...], Tensor | None]:
+    """Take the sounds of further speakers and the regions of all out of `features`, as a `FeatureBatch` holds them.
+
+    The clips of a batch have the same features, so that one without a further speaker has none in any sample.
+    """
+    further = [name for name in features if (speaker_of(name) or 1) > 1]
+    found = {}
+    for name in (*further, SPEAKER_REGIONS):
+        tensors, there = features.pop(name, None), present.pop(name, None)
+        if there is not None and bool(there.any()) and not bool(there.all()):
+            raise CacheError(f"a batch with different numbers of speakers ('{name}' is in some of its clips).")
+        if tensors is not None and (there is None or bool(there.all())):
+            found[name] = tensors
+    regions = found.pop(SPEAKER_REGIONS, None)
+    voices = tuple(found[name] for name in sorted(found, key=lambda name: speaker_of(name) or 1))
+    return voices, None if regions is None else regions["regions"]
 
 
 def _lay_out(spec: TensorSpec, column: Sequence[FeatureEntry], items: Sequence[TrainingItem]) -> dict[str, Any]:

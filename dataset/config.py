@@ -218,9 +218,14 @@ def _check_entry(entry: Entry, where: tuple[str | int, ...], reading: _Reading) 
     if entry.source_fps is not None and entry.target_fps is not None:
         reading.problems.append(f"{reading.where(*where, 'source_fps')}: {title} has source_fps and target_fps. Keep "
                                 "target_fps (by time stamps), or source_fps alone for musubi-tuner's rule.")
-    if entry.audio == "none" and entry.audio_directory is not None:
-        reading.problems.append(f"{reading.where(*where, 'audio')}: {title} has audio = \"none\" and audio_directory. "
-                                "Remove one of them.")
+    for pair in (("audio_directory", "audio_directories"), ("speaker_boxes", "speaker_mask_directories")):
+        if all(getattr(entry, key) is not None for key in pair):
+            reading.problems.append(f"{reading.where(*where, pair[0])}: {title} has {pair[0]} and {pair[1]}, which say "
+                                    "the same thing twice. Remove one of them.")
+    for key in ("audio_directory", "audio_directories"):
+        if entry.audio == "none" and getattr(entry, key) is not None:
+            reading.problems.append(f"{reading.where(*where, 'audio')}: {title} has audio = \"none\" and {key}. "
+                                    "Remove one of them.")
     if entry.frame_extraction == "uniform" and entry.frame_sample == 1:
         reading.notes.append(f"{title} frame_extraction 'uniform' with frame_sample 1 is 'head'.")
     if "target_frames" not in entry.model_fields_set and entry.frame_extraction != "full":

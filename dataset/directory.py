@@ -1,4 +1,4 @@
-"""Rows of a folder: media files with captions, control and sound files of the same names."""
+"""Rows of a folder: media files with captions, control, sound and mask files of the same names."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from common.media.image import IMAGE_SUFFIXES
 from common.media.sound import SOUND_SUFFIXES
 from common.media.video import VIDEO_SUFFIXES
 from dataset.places import Places, source_stem
+from dataset.roles import is_mask, is_sound, role_name
 from dataset.rows import FileRef, Row, RowList, remembered_rows
 from dataset.schema import Entry
 
@@ -32,17 +33,17 @@ def read_directory(entry: Entry, places: Places) -> RowList:
     if gone:
         found.notes.append(f"{gone} cached source{'s are' if gone > 1 else ' is'} no longer in {places.source} and not "
                            "used.")
-    folders = {"control": _listing(places.control), "audio": _listing(places.audio)}
-    asked = {"control": places.control, "audio": places.audio}
+    listings = {role: _listing(folder) for role, folder in places.folders.items()}
     for path in media:
         caption = _caption(entry, path, found)
         sides: dict[str, tuple[FileRef, ...]] = {}
-        for role in (role for role, folder in asked.items() if folder is not None):
-            side = _side(role, path, entry.kind, asked[role], folders[role], found)
+        for role, folder in places.folders.items():
+            side = _side(role, path, entry.kind, folder, listings[role], found)
             if side is None and _name(path) in known:
-                side = _remembered_side(role, known[_name(path)], asked[role])
+                side = _remembered_side(role, known[_name(path)], folder)
             if side is None:
-                found.problems.append(f"{path}: no {role} file for it in {asked[role]}{_near(path, folders[role])}.")
+                found.problems.append(f"{path}: no {role_name(role)} file for it in {folder}"
+                                      f"{_near(path, listings[role])}.")
             else:
                 sides[role] = (side,)
         if caption is not None:
@@ -62,7 +63,7 @@ def _media(entry: Entry, places: Places, found: RowList) -> list[Path]:
         if path.is_dir():
             if entry.kind == "video" and _caption_path(entry, path).is_file() and _holds_pictures(path):
                 media.append(path)
-            elif path not in (places.control, places.audio):
+            elif path not in places.folders.values():
                 skipped.append(path.name)
         elif path.suffix.lower() in suffixes:
             media.append(path)
@@ -108,19 +109,23 @@ def _read_caption(path: Path, found: RowList) -> str | None:
         return None
 
 
-def _listing(folder: Path | None) -> Listing:
+def _listing(folder: Path) -> Listing:
     """Files and folders by stem."""
     by_stem: defaultdict[str, list[Path]] = defaultdict(list)
-    if folder is not None and folder.is_dir():
+    if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if not path.name.startswith("."):
                 by_stem[_normal(path.name if path.is_dir() else path.stem)].append(path)
     return by_stem
 
 
-def _side(role: str, media: Path, kind: str, folder: Path | None, listing: Listing, found: RowList) -> FileRef | None:
+def _side(role: str, media: Path, kind: str, folder: Path, listing: Listing, found: RowList) -> FileRef | None:
     stem = _normal(source_stem(media.name))
-    if role == "audio":
+    if is_mask(role):
+        suffixes = IMAGE_SUFFIXES if kind == "image" else IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        matches = [path for path in listing.get(stem, []) if path.suffix.lower() in suffixes
+                   or (kind == "video" and path.is_dir())]
+    elif is_sound(role):
         matches = [path for path in listing.get(stem, []) if path.suffix.lower() in SOUND_SUFFIXES | VIDEO_SUFFIXES]
     elif kind == "image":
         matches = [path for path in listing.get(stem, []) if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -133,14 +138,15 @@ def _side(role: str, media: Path, kind: str, folder: Path | None, listing: Listi
         matches = sorted(matches, key=lambda path: (path.name != media.name, not path.is_dir()))[:1]
     if len(matches) > 1:
         names = ", ".join(path.name for path in matches)
-        found.problems.append(f"{media}: several {role} files in {folder} fit ({names}). Keep one; Wan takes one.")
+        found.problems.append(f"{media}: several {role_name(role)} files in {folder} fit ({names}). Keep one"
+                              f"{'' if is_mask(role) else '; Wan takes one'}.")
     return FileRef(matches[0], f"{role}:{_name(matches[0])}") if matches else None
 
 
-def _remembered_side(role: str, row: Mapping[str, object], folder: Path | None) -> FileRef | None:
+def _remembered_side(role: str, row: Mapping[str, object], folder: Path) -> FileRef | None:
     """The side file that the cache knows, where its whole folder is absent."""
     keys = dict(row.get("sides", {})).get(role)  # type: ignore[call-overload]
-    if not keys or folder is None or folder.is_dir():
+    if not keys or folder.is_dir():
         return None
     return FileRef(folder / str(keys[0]).split(":", 1)[1], str(keys[0]), is_present=False)
 

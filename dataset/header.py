@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.errors import UserError
+from common.speakers import SPEAKER_REGIONS, box_texts, speaker_of
 from common.tensorfile import read_header
 from dataset.items import PICTURE_MODE, Item
 from dataset.jobs import FeatureJob
@@ -14,13 +15,14 @@ from dataset.spans import Span
 WRITER = "omnituner 1"
 """Raised when the same sources and encoder would give other entries: another way to pick frames, another resampler."""
 
-_PICTURES = frozenset({"frames", "control", "reference"})
+_PICTURES = frozenset({"frames", "control", "reference", "region_masks", SPEAKER_REGIONS})
 _MEANINGS = {
     "file": "the file", "writer": "the program's way of writing", "feature": "the feature", "version": "its version",
     "encoder": "the encoder's weights", "needs": "what it is made from", "source": "the source file",
     "clock": "the frame rate", "start": "the first frame", "frames": "the number of frames", "size": "the size",
     "picture_mode": "how pictures meet the size", "control": "the control file", "reference": "the reference picture",
-    "caption": "the caption", "audio": "the sound file",
+    "caption": "the caption", "audio": "the sound file", "mask.face": "the face mask", "mask.lip": "the lip mask",
+    "speakers": "where the speakers are",
 }
 
 
@@ -59,9 +61,10 @@ def expected_header(item: Item, span: Span | None, job: FeatureJob) -> dict[str,
 
 def _source_fields(item: Item, span: Span | None, needs: tuple[str, ...]) -> dict[str, str]:
     fields: dict[str, str] = {}
-    if {"frames", "sound"} & set(needs):
+    heard = [speaker for need in needs if (speaker := speaker_of(need)) is not None]
+    if "frames" in needs or heard:
         fields["source"] = item.content
-    if {"frames", "control", "reference", "sound"} & set(needs) and item.kind == "video":
+    if (_PICTURES & set(needs) or heard) and item.kind == "video":
         fields["clock"] = item.clock.name
     if span is not None:
         fields |= {"start": str(span.start), "frames": str(span.frames)}
@@ -73,8 +76,13 @@ def _source_fields(item: Item, span: Span | None, needs: tuple[str, ...]) -> dic
         fields["reference"] = _reference(item, span)
     if "caption" in needs:
         fields["caption"] = item.caption_hash
-    if "sound" in needs and item.sound is not None:
-        fields["audio"] = "own track" if item.sound.is_own else item.sound.content
+    for sound in (item.sounds[speaker - 1] for speaker in heard if speaker <= len(item.sounds)):
+        fields["audio"] = "own track" if sound.is_own else sound.content
+    if "region_masks" in needs:
+        fields |= {f"mask.{region}": item.contents[file.key] for region, file in item.region_masks.items()}
+    if SPEAKER_REGIONS in needs:
+        masks = " ".join(item.contents[file.key] for file in item.speaker_masks)
+        fields["speakers"] = f"masks {masks}" if masks else f"boxes {box_texts(item.boxes)}"
     return fields
 
 

@@ -9,7 +9,9 @@ from typing import Literal
 import xxhash
 
 from common.fingerprint import text_hash
+from common.speakers import SPEAKER_REGIONS, Box, speaker_of
 from dataset.places import source_stem
+from dataset.roles import MASK_ROLES, content_roles, speaker_mask_role
 from dataset.rows import FileRef
 from dataset.schema import AudioShort, ReferenceRule
 from dataset.sources import Clock
@@ -63,11 +65,17 @@ class Item:
     batch_size: int
     cache: Path
     sound: Sound | None = None
+    voices: tuple[Sound, ...] = ()
+    """The sounds of the second and further speakers."""
+    boxes: tuple[Box, ...] = ()
+    """Where each speaker is, if no masks say so; empty for one speaker who is heard everywhere."""
     sides: Mapping[str, tuple[FileRef, ...]] = field(default_factory=dict)
-    """Side files by role: control, reference, mask, speaker, camera (audio is in `sound`)."""
+    """Side files by role (`dataset.roles`): control, reference, masks, camera (sounds are in `sound` and `voices`)."""
     contents: Mapping[str, str] = field(default_factory=dict)
-    """Content hash of control and reference files by their key."""
+    """Content hash of control, reference and mask files by their key."""
     reference_rule: ReferenceRule = "first"
+    shown_size: tuple[int, int] | None = None
+    """(width, height) of the source as shown, before it meets a bucket; masks must have its shape."""
 
     @property
     def fps(self) -> float:
@@ -82,8 +90,24 @@ class Item:
     @property
     def is_checked(self) -> bool:
         """Whether every file that a feature is made from is there; False where the cache's word is taken for it."""
-        files = [self.media, *self.sides.get("control", ()), *self.sides.get("reference", ())]
-        return all(file.is_present for file in files) and (self.sound is None or self.sound.file.is_present)
+        files = [self.media, *(file for role in content_roles(self.sides) for file in self.sides[role])]
+        return all(file.is_present for file in (*files, *(sound.file for sound in self.sounds)))
+
+    @property
+    def sounds(self) -> tuple[Sound, ...]:
+        """The sound of each speaker."""
+        return () if self.sound is None else (self.sound, *self.voices)
+
+    @property
+    def region_masks(self) -> dict[str, FileRef]:
+        """The masks that the item has, by region: face, lip."""
+        return {region: file for role, region in MASK_ROLES.items() if (file := self.side(role)) is not None}
+
+    @property
+    def speaker_masks(self) -> tuple[FileRef, ...]:
+        """The mask of each speaker, or nothing where boxes say where they are."""
+        found = (self.side(speaker_mask_role(speaker)) for speaker in range(1, len(self.sounds) + 1))
+        return tuple(file for file in found if file is not None)
 
     def side(self, role: str) -> FileRef | None:
         """The first side file of a role, or None."""
@@ -92,8 +116,12 @@ class Item:
 
     def has(self, need: str) -> bool:
         """Whether the item can give an encoder the medium `need` (a field of `Media`)."""
-        if need == "sound":
-            return self.sound is not None
+        if (speaker := speaker_of(need)) is not None:
+            return speaker <= len(self.sounds)
+        if need == SPEAKER_REGIONS:
+            return bool(self.boxes or self.speaker_masks)
+        if need == "region_masks":
+            return bool(self.region_masks)
         return need != "control" or self.side("control") is not None
 
     def reference_frame(self, span: Span) -> int | None:

@@ -1,19 +1,30 @@
 """Rows of a JSONL file or of an OmniAvatar manifest."""
 
+from collections.abc import Callable
 import difflib
 import json
 from pathlib import Path
 import re
 from typing import Any
 
+from common.errors import ConfigError
+from common.speakers import audio_feature, parse_box
 from dataset.places import Places
+from dataset.roles import speaker_mask_role
 from dataset.rows import FileRef, Row, RowList, file_of_list
 from dataset.schema import Entry
 
 SIDE_KEYS = {"control_path": "control", "control_path_0": "control", "audio_path": "audio",
-             "reference_path": "reference", "mask_path": "mask", "camera_path": "camera",
-             "speaker_audio_paths": "speaker"}
+             "reference_path": "reference", "face_mask_path": "face_mask", "lip_mask_path": "lip_mask",
+             "mask_path": "mask", "camera_path": "camera"}
 """JSONL keys of side files and the role of each."""
+
+SPEAKER_KEYS: dict[str, Callable[[int], str]] = {
+    "audio_paths": audio_feature, "speaker_audio_paths": audio_feature, "speaker_mask_paths": speaker_mask_role}
+"""JSONL keys of lists with a file for each speaker, and the role of the file of speaker 1, 2, …"""
+BOXES_KEY = "speaker_boxes"
+
+_EXCLUSIVE = (("audio_path", "audio_paths", "speaker_audio_paths"), (BOXES_KEY, "speaker_mask_paths"))
 
 MANIFEST_FIELDS = ("prompt", "image", "audio", "video")
 
@@ -76,11 +87,11 @@ def _lines(path: Path, found: RowList) -> list[tuple[str, str]]:
 
 def _check_keys(data: dict[str, Any], kind: str, where: str, found: RowList) -> list[str]:
     """Tell keys that are wrong; return those that mean nothing here."""
-    known = {f"{kind}_path", "caption", *SIDE_KEYS}
+    known = {f"{kind}_path", "caption", *SIDE_KEYS, *SPEAKER_KEYS, BOXES_KEY}
     strangers = []
     for key in data:
         if key in known:
-            if kind == "image" and key in ("audio_path", "speaker_audio_paths"):
+            if kind == "image" and key in ("audio_path", *SPEAKER_KEYS, BOXES_KEY):
                 found.problems.append(f"{where}: {key}: a picture has no sound. Remove the key, or list videos.")
         elif _SEVERAL_PICTURES.fullmatch(key):
             found.problems.append(f"{where}: {key}: Wan takes one picture of each kind. Remove the key.")
@@ -103,17 +114,48 @@ def _row(data: dict[str, Any], media_key: str, places: Places, where: str, found
     media = file_of_list(data[media_key], "media", places, found.problems, where) if media_key in data else None
     sides: dict[str, tuple[FileRef, ...]] = {}
     for key, role in SIDE_KEYS.items():
-        if data.get(key) is None:
-            continue
-        if role == "speaker" and not isinstance(data[key], list):
-            found.problems.append(f"{where}: speaker_audio_paths must be a list of paths, found {data[key]!r}.")
-            continue
-        written = data[key] if role == "speaker" else [data[key]]
-        files = [file_of_list(path, role, places, found.problems, where) for path in written]
-        sides[role] = tuple(file for file in files if file is not None)
+        if data.get(key) is not None and (file := file_of_list(data[key], role, places, found.problems, where)):
+            sides[role] = (file,)
+    sides |= _speaker_files(data, places, where, found)
+    boxes = _boxes(data, where, found)
     if len(found.problems) > before or media is None:
         return None
-    return Row(where, media, data["caption"].strip(), sides)
+    return Row(where, media, data["caption"].strip(), sides, boxes)
+
+
+def _speaker_files(data: dict[str, Any], places: Places, where: str, found: RowList) -> dict[str, tuple[FileRef, ...]]:
+    """Files of the lists that have one for each speaker, each under its role."""
+    for group in _EXCLUSIVE:
+        if len(both := [key for key in group if data.get(key) is not None]) > 1:
+            found.problems.append(f"{where}: {' and '.join(both)} say the same thing twice. Keep one of them.")
+    sides: dict[str, tuple[FileRef, ...]] = {}
+    for key, role_of in SPEAKER_KEYS.items():
+        written = data.get(key)
+        if written is None:
+            continue
+        if not isinstance(written, list) or not written:
+            found.problems.append(f"{where}: {key} must be a list of paths, one for each speaker, found {written!r}.")
+            continue
+        for speaker, path in enumerate(written, start=1):
+            if file := file_of_list(path, role_of(speaker), places, found.problems, where):
+                sides[role_of(speaker)] = (file,)
+    return sides
+
+
+def _boxes(data: dict[str, Any], where: str, found: RowList) -> tuple[str, ...]:
+    written = data.get(BOXES_KEY)
+    if written is None:
+        return ()
+    if not isinstance(written, list) or not written or not all(isinstance(box, str) for box in written):
+        found.problems.append(f"{where}: {BOXES_KEY} must be a list such as [\"0,0,0.5,1\", \"0.5,0,1,1\"], found "
+                              f"{written!r}.")
+        return ()
+    for box in written:
+        try:
+            parse_box(box, f"{where}: {BOXES_KEY}")
+        except ConfigError as error:
+            found.problems.append(f"{error}.")
+    return tuple(written)
 
 
 def _refuse_empty(path: Path, found: RowList) -> None:

@@ -13,6 +13,7 @@ from dataset.config import DatasetConfig, Section
 from dataset.cutting import Dropped, Known, Outcome, Rules, cut
 from dataset.index import update_index
 from dataset.items import Item
+from dataset.roles import content_roles, is_sound, is_speaker_mask
 from dataset.rows import Row, row_data
 from dataset.schema import SPEECH_FPS, WAN_FPS, AudioShort, VideoEntry
 from dataset.sound import missing_frames
@@ -46,6 +47,11 @@ class Dataset:
     def cache_directories(self) -> tuple[Path, ...]:
         """Cache folder of each entry."""
         return tuple(section.places.cache for section in self.config.sections)
+
+    @property
+    def speakers(self) -> int:
+        """Speakers of the clip that has most of them."""
+        return max((len(item.sounds) for item in self.items), default=0)
 
     def sizes(self, item: Item, span: Span | None) -> dict[str, int]:
         """Lengths of the letters in feature shapes: F, H, W of the latents and N video frames."""
@@ -104,7 +110,7 @@ def _with_sound_choice(row: Row, section: Section) -> Row:
     entry = section.entry
     sides = dict(row.sides)
     if not isinstance(entry, VideoEntry) or entry.audio == "none":
-        sides.pop("audio", None)
+        sides = {role: files for role, files in sides.items() if not is_sound(role) and not is_speaker_mask(role)}
     elif "audio" not in sides and entry.audio == "clip":
         sides["audio"] = (row.media,)
     return replace(row, sides=sides)
@@ -145,10 +151,10 @@ def _inquiries(section: Section, rows: Sequence[Row], clock: Clock) -> list[Inqu
             found[row.media.key] = Inquiry(row.media, "video", clock, with_sound=sound == row.media)
         else:
             found[row.media.key] = Inquiry(row.media, "image")
-        if sound is not None and sound != row.media:
-            found[sound.key] = Inquiry(sound, "sound")
-        for role in ("control", "reference"):
-            found |= {file.key: Inquiry(file, "bytes") for file in row.sides.get(role, ())}
+        found |= {file.key: Inquiry(file, "sound") for role, files in row.sides.items() if is_sound(role)
+                  for file in files if file != row.media}
+        for role in content_roles(row.sides):
+            found |= {file.key: Inquiry(file, "bytes") for file in row.sides[role]}
     return list(found.values())
 
 
@@ -160,8 +166,9 @@ def _tell_oddities(section: Section, rows: Sequence[Row], known: Known, outcome:
         for note in facts.notes if isinstance(facts, Facts) else ():
             found[note].append(row.media.key)
     outcome.notes += [f"'{section.name}': {_sources(names)}: {note}." for note, names in found.items()]
-    ends = [item.name for item in outcome.items if item.section_index == section.index and item.sound is not None
-            and any(missing_frames(item.sound, item.fps, span) > _AUDIBLE_FRAMES for span in item.spans)]
+    ends = [item.name for item in outcome.items if item.section_index == section.index
+            and any(missing_frames(sound, item.fps, span) > _AUDIBLE_FRAMES for sound in item.sounds
+                    for span in item.spans)]
     if ends:
         outcome.notes.append(f"'{section.name}': {_sources(ends)}: the sound begins or ends inside a clip; "
                              "silence stands for what is missing.")

@@ -1,7 +1,7 @@
 """Turns the paths of a dataset entry into folders and files that exist."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 import os
 from pathlib import Path
 import unicodedata
@@ -9,8 +9,10 @@ import unicodedata
 from common.errors import nearest
 from common.media.image import IMAGE_SUFFIXES
 from common.media.video import VIDEO_SUFFIXES
+from common.speakers import audio_feature
 from dataset.index import INDEX_NAME, CacheIndex
-from dataset.schema import SOURCE_KEYS, Entry, VideoEntry
+from dataset.roles import MASK_ROLES, speaker_mask_role
+from dataset.schema import SOURCE_KEYS, Entry
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Places:
     bases: tuple[Path, ...]
     """Folders that the relative paths of a list are looked for in, in this order."""
     index: CacheIndex
-    control: Path | None = None
-    audio: Path | None = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Folder of the side files of each role that the entry names a folder for."""
     notes: tuple[str, ...] = ()
 
 
@@ -50,18 +52,27 @@ def locate(entry: Entry, toml: Path) -> tuple[Places | None, list[tuple[str, str
         notes.append(f"relative paths are taken from the dataset file's folder, {base}.")
     cache = base / (entry.cache_directory or written)
     problems: list[tuple[str, str]] = []
-    sides: dict[str, Path | None] = {"control": None, "audio": None}
     index = CacheIndex.load(cache)
-    for side, path in (("control", entry.control_directory),
-                       ("audio", entry.audio_directory if isinstance(entry, VideoEntry) else None)):
-        sides[side] = None if path is None else base / path
-        remembered = any(name.startswith(f"{side}:") for name in index.sources)
-        if path is not None and not (base / path).is_dir() and not remembered:
-            problems.append((f"{side}_directory", f"no such folder: {base / path}{_nearest_name([base], path)}"))
+    sides = side_directories(entry)
+    for role, (key, path) in sides.items():
+        remembered = any(name.startswith(f"{role}:") for name in index.sources)
+        if not (base / path).is_dir() and not remembered:
+            problems.append((key, f"no such folder: {base / path}{_nearest_name([base], path)}"))
     if cache.exists() and not cache.is_dir():
         problems.append(("cache_directory", f"{cache} is a file."))
     list_bases = tuple(dict.fromkeys([*bases, (base / written).resolve().parent]))
-    return Places(base / written, cache, list_bases, index, **sides, notes=tuple(notes)), problems
+    folders = {role: base / path for role, (_, path) in sides.items()}
+    return Places(base / written, cache, list_bases, index, folders, tuple(notes)), problems
+
+
+def side_directories(entry: Entry) -> dict[str, tuple[str, Path]]:
+    """Key of the TOML and folder, as written, of each role that the entry names a folder for."""
+    found = {role: (f"{role}_directory", path) for role in ("control", "audio", *MASK_ROLES)
+             if (path := getattr(entry, f"{role}_directory", None)) is not None}
+    for key, name in (("audio_directories", audio_feature), ("speaker_mask_directories", speaker_mask_role)):
+        for speaker, path in enumerate(getattr(entry, key, None) or (), start=1):
+            found[name(speaker)] = (key, path)
+    return found
 
 
 def relative_key(written: str, base: Path) -> str:

@@ -102,7 +102,8 @@ def plan_training(dataset: Dataset, specs: Sequence[FeatureSpec], *, fingerprint
     for spec in specs:
         if spec.name not in search.examples:
             raise CacheError(f"{dataset.path}: no source has what '{spec.name}' is made from (sound: audio = \"clip\" "
-                             "or audio_directory; control: control_directory).")
+                             "or audio_directory; control: control_directory; masks: face_mask_directory, "
+                             "lip_mask_directory).")
     if search.unchecked:
         log.info("%d sources are not there; their cached features are used without being compared with them "
                  "(--require_sources refuses).", len(search.unchecked))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from dataset.items import Item
 from dataset.open import Dataset
 
 _SHOWN = 8
@@ -31,11 +32,17 @@ def _rows(dataset: Dataset) -> list[tuple[str, ...]]:
         shown = [f"{size}: {count}" for size, count in sizes.most_common(_SHOWN)]
         if len(sizes) > _SHOWN:
             shown.append(f"… {len(sizes)} sizes")
-        sounds = {("own" if item.sound.is_own else "file") if item.sound else "-" for item in items}
+        sounds = {_sound(item) for item in items}
         rows.append((section.name, section.kind, str(len(items)), str(len(clips)),
                      str(len(clips) * section.entry.num_repeats), "/".join(sorted({f"{item.fps:g}" for item in items})),
                      "/".join(sorted(sounds)), ", ".join(shown)))
     return rows
+
+
+def _sound(item: Item) -> str:
+    if item.sound is None:
+        return "-"
+    return ("own" if item.sound.is_own else "file") + (f" x{len(item.sounds)}" if item.voices else "")
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,8 +1,10 @@
 """The rows of an entry from its folder or its list, and what must hold among them."""
 
+from common.speakers import audio_feature
 from dataset.directory import read_directory
 from dataset.lists import read_jsonl, read_manifest
 from dataset.places import Places
+from dataset.roles import MASK_ROLES, role_name, speaker_mask_role
 from dataset.rows import Row, RowList
 from dataset.schema import Entry
 
@@ -22,15 +24,20 @@ def read_rows(entry: Entry, places: Places) -> RowList:
 
 
 def _check_sides(entry: Entry, found: RowList) -> None:
-    """Control and sound must be there for all sources or for none (a batch holds one kind)."""
+    """Control, sound and masks must be there for all sources or for none.
+
+    Masks of speakers: for all sources of several speakers. What an entry holds is then told by any of its sources.
+    """
     own_sound = getattr(entry, "audio", None) in ("clip", "none")
-    for role, is_mended in (("control", False), ("audio", own_sound)):
-        without = [row for row in found.rows if role not in row.sides]
-        if not without or len(without) == len(found.rows) or is_mended:
+    several = [row for row in found.rows if audio_feature(2) in row.sides]
+    for role, rows in (("control", found.rows), ("audio", [] if own_sound else found.rows),
+                       *((role, found.rows) for role in MASK_ROLES), (speaker_mask_role(1), several)):
+        without = [row for row in rows if role not in row.sides]
+        if not without or len(without) == len(rows):
             continue
         remedy = ", or set audio = \"clip\" to use these clips' own sound" if role == "audio" else ""
-        found.problems += [f"{row.label}: no {role} file, while other sources have one. Give it{remedy}, or make an "
-                           "entry of its own." for row in without]
+        found.problems += [f"{row.label}: no {role_name(role)} file, while other sources have one. Give it{remedy}, or "
+                           "make an entry of its own." for row in without]
 
 
 def _check_repeats(found: RowList) -> None:

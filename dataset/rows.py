@@ -7,6 +7,7 @@ from typing import Any
 
 from common.errors import nearest
 from dataset.places import Places, find_file, relative_key
+from dataset.roles import role_name
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Row:
     media: FileRef
     caption: str
     sides: Mapping[str, tuple[FileRef, ...]] = field(default_factory=dict)
+    boxes: tuple[str, ...] = ()
+    """Where each speaker is, if the row itself says so."""
 
     @property
     def label(self) -> str:
@@ -51,7 +54,7 @@ def remembered_rows(places: Places) -> list[Row]:
     rows = []
     for data in places.index.rows:
         media = _remembered(places.source, str(data["key"]))
-        sides = {role: tuple(_remembered(_side_folder(places, role), name) for name in names)
+        sides = {role: tuple(_remembered(places.folders.get(role, places.source), name) for name in names)
                  for role, names in dict(data.get("sides", {})).items()}
         rows.append(Row(str(media.path), media, str(data["caption"]), sides))
     return rows
@@ -68,7 +71,7 @@ def file_of_list(written: Any, role: str, places: Places, problems: list[str], w
 
     Looked for in the working directory, beside the TOML and beside the list, in this order.
     """
-    what = "path" if role == "media" else f"{role} path"
+    what = "path" if role == "media" else f"{role_name(role)} path"
     if not isinstance(written, str) or not written.strip():
         problems.append(f"{where}: the {what} must be text, found {written!r}.")
         return None
@@ -88,10 +91,6 @@ def file_of_list(written: Any, role: str, places: Places, problems: list[str], w
 def _remembered(folder: Path, key: str) -> FileRef:
     path = folder / key.split(":", 1)[-1]
     return FileRef(path, key, path.exists())
-
-
-def _side_folder(places: Places, role: str) -> Path:
-    return {"control": places.control, "audio": places.audio}.get(role) or places.source
 
 
 def _nearest_file(written: str, places: Places) -> str:

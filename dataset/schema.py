@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
+from common.errors import ConfigError
+from common.speakers import parse_box
 from common.timebase import floor_frame_count
 from dataset.spans import Extraction, ExtractionMode
 
@@ -47,8 +49,18 @@ def _as_path(value: Any) -> Any:
     return Path(value)
 
 
+def _as_box(value: Any) -> Any:
+    try:
+        parse_box(str(value), "the box")
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
 Resolution = Annotated[tuple[Pixels, Pixels], pydantic.BeforeValidator(_as_pair)]
 PathKey = Annotated[Path, pydantic.BeforeValidator(_as_path)]
+PathsKey = Annotated[list[PathKey], Field(min_length=1)]
+BoxesKey = Annotated[list[Annotated[StrictStr, pydantic.AfterValidator(_as_box)]], Field(min_length=1)]
 
 
 class SharedKeys(pydantic.BaseModel):
@@ -96,6 +108,8 @@ class ImageEntry(SharedKeys):
     image_jsonl_file: PathKey | None = Field(None, description="lines of {\"image_path\", \"caption\", ...}")
     cache_directory: PathKey | None = Field(None, description="where features are kept; default: image_directory")
     control_directory: PathKey | None = Field(None, description="control pictures of the same names")
+    face_mask_directory: PathKey | None = Field(None, description="pictures of the same names, white where the face is")
+    lip_mask_directory: PathKey | None = Field(None, description="the same for the mouth")
 
     @property
     def kind(self) -> Literal["image", "video"]:
@@ -128,6 +142,13 @@ class VideoEntry(ClockKeys):
     cache_directory: PathKey | None = Field(None, description="where features are kept; default: video_directory")
     control_directory: PathKey | None = Field(None, description="control videos of the same names")
     audio_directory: PathKey | None = Field(None, description="sound files of the same names, in place of own sound")
+    face_mask_directory: PathKey | None = Field(None, description="pictures, videos or folders of pictures of the same "
+                                                "names, white where the face is")
+    lip_mask_directory: PathKey | None = Field(None, description="the same for the mouth")
+    audio_directories: PathsKey | None = Field(None, description="several speakers: a folder of sound files for each")
+    speaker_boxes: BoxesKey | None = Field(None, description="where each speaker is: left,top,right,bottom as shares "
+                                           "of the picture; absent: side by side from the left")
+    speaker_mask_directories: PathsKey | None = Field(None, description="the same as masks: a folder for each speaker")
     target_frames: Annotated[list[PositiveInt], Field(min_length=1), pydantic.BeforeValidator(_as_list)] = Field(
         [1], description="lengths of clips in frames; each is floored to 4n+1")
     frame_extraction: ExtractionMode = Field("head", description="which parts of a source become clips")

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from common.errors import ConfigError
+from common.speakers import SPEAKER_REGIONS
 from dataset.header import EntryState
 from dataset.items import Item
 from dataset.jobs import FeatureJob
@@ -14,6 +15,9 @@ from dataset.store import CacheStore
 _REMEDIES = {
     "sound": "Set audio = \"clip\" or audio_directory in an entry, or audio_path in its list.",
     "control": "Set control_directory in an entry, or control_path in its list.",
+    "region_masks": "Set face_mask_directory or lip_mask_directory in an entry, or face_mask_path or lip_mask_path in "
+                    "its list.",
+    SPEAKER_REGIONS: "Set speaker_boxes or speaker_mask_directories in an entry, or audio_paths in its list.",
 }
 
 

@@ -102,14 +102,16 @@ class Pipeline:
                         features[number][name] = encoder.encode(media_for(name, plan))
                 except MediaError as error:
                     errors[number] = error
-            if free and FEATURES[name].model != "vae":
-                self.models.free(FEATURES[name].model)
+            kind = FEATURES[name].model
+            if free and kind is not None and kind != "vae":
+                self.models.free(kind)
         return [errors.get(number) or assemble(plan, features[number], sounds.get(number, ()), texts[plan.prompt],
                                                texts.get(plan.negative_prompt, texts[plan.prompt]))
                 for number, plan in enumerate(plans)]
 
     def _encoder(self, name: str, plan: Plan) -> Encoder:
         kind = FEATURES[name].model
+        assert kind is not None, f"a generation makes '{name}' with a model"
         encoder = make_encoder(name, self.models.get(kind), self.models.path(kind), plan)
         if name not in self._compared:
             self._compared.add(name)

@@ -7,16 +7,14 @@ from jaxtyping import Float
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from common.errors import ConfigError
 from common.media.image import read_image
+from common.media.masks import at_latent_size, box_mask, covers_nothing, mask_of
 from common.media.picture import fit
 from common.media.sound import Sound
+from common.speakers import parse_box, side_by_side
 from inference.request import GenerationRequest
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, as shares of the video's width and height."""
 
 
 def speaker_problems(request: GenerationRequest) -> list[str]:
@@ -42,19 +40,6 @@ def speaker_problems(request: GenerationRequest) -> list[str]:
     return problems
 
 
-def parse_box(text: str) -> Box:
-    """``left,top,right,bottom`` as shares of the frame, 0 to 1. Raises ConfigError."""
-    try:
-        left, top, right, bottom = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--speaker_boxes {text}: expected left,top,right,bottom as shares of the video's width and "
-                          "height, such as 0,0,0.5,1 for the left half") from error
-    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise ConfigError(f"--speaker_boxes {text}: covers nothing of the video. Left and top are below right and "
-                          "bottom, all from 0 to 1")
-    return left, top, right, bottom
-
-
 def speaker_regions(request: GenerationRequest, size: tuple[int, int], latent_size: tuple[int, int], picture_mode: str
                     ) -> Float[Tensor, "S h w"] | None:
     """Share of each speaker in every latent place, 0…1; None for one speaker who is heard everywhere.
@@ -67,29 +52,19 @@ def speaker_regions(request: GenerationRequest, size: tuple[int, int], latent_si
     if request.speaker_masks:
         masks = [_read_mask(path, size, picture_mode) for path in request.speaker_masks]
     elif request.speaker_boxes:
-        masks = [_box_mask(parse_box(text), size) for text in request.speaker_boxes]
+        masks = [box_mask(parse_box(text), size) for text in request.speaker_boxes]
     elif request.audio2:
-        count = 1 + len(request.audio2)
-        masks = [_box_mask((i / count, 0, (i + 1) / count, 1), size) for i in range(count)]
+        masks = [box_mask(box, size) for box in side_by_side(1 + len(request.audio2))]
     else:
         return None
     assert all(mask.shape == (height, width) for mask in masks)
-    return adaptive_avg_pool2d(torch.stack(masks), latent_size)
-
-
-def _box_mask(box: Box, size: tuple[int, int]) -> Float[Tensor, "H W"]:
-    width, height = size
-    left, right = round(box[0] * width), round(box[2] * width)
-    top, bottom = round(box[1] * height), round(box[3] * height)
-    mask = torch.zeros(height, width)
-    mask[top:max(bottom, top + 1), left:max(right, left + 1)] = 1
-    return mask
+    return at_latent_size(torch.stack(masks), latent_size)
 
 
 def _read_mask(path: Path, size: tuple[int, int], picture_mode: str) -> Float[Tensor, "H W"]:
     picture, _ = read_image(path)
-    mask = torch.tensor(fit(picture, size, picture_mode)).float().mean(dim=-1) / 255  # type: ignore[arg-type]
-    if mask.max() < 0.5:
+    mask = mask_of(fit(picture, size, picture_mode))  # type: ignore[arg-type]
+    if covers_nothing(mask):
         raise ConfigError(f"--speaker_masks {path}: covers nothing of the video. White is where the speaker is; the "
                           "mask has the picture's shape and is cropped as it is.")
     return mask

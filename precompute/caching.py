@@ -11,6 +11,7 @@ from common.devices import Meter
 from common.errors import UserError
 from common.logs import get_logger
 from common.progress import progress
+from common.speakers import SPEAKER_REGIONS, audio_feature
 from dataset.config import load_dataset_config
 from dataset.jobs import FeatureJob
 from dataset.media import load_media
@@ -59,7 +60,7 @@ def run(features: Sequence[str], dataset_config: str | os.PathLike[str], *, mode
     encoders = build_encoders(features, models)
     dataset = open_dataset(load_dataset_config(dataset_config), audio_short=audio_short)
     _tell(dataset)
-    names = _with_reference(features, dataset)
+    names = _with_companions(features, dataset)
     if len(names) > len(features):
         encoders = build_encoders(names, models)
     jobs = [FeatureJob.of(encoder) for encoder in encoders]
@@ -87,11 +88,21 @@ def exit_code(summary: Summary) -> int:
     return 1 if summary.failed else 0
 
 
-def _with_reference(features: Sequence[str], dataset: Dataset) -> list[str]:
-    """The latents of talking clips come with those of their reference picture, which audio conditions read."""
-    wants = any(item.sound is not None or item.side("reference") is not None or item.reference_rule != "first"
-                for item in dataset.items)
-    return [*features, "reference_latents"] if wants and "latents" in features else list(features)
+def _with_companions(features: Sequence[str], dataset: Dataset) -> list[str]:
+    """The features, and what belongs to them in this dataset.
+
+    With latents come those of the reference picture of talking clips, which audio conditions read, and what masks and
+    boxes say; with the first speaker's sound those of the others.
+    """
+    found = list(features)
+    if "latents" in features:
+        if any(item.sound is not None or item.side("reference") is not None or item.reference_rule != "first"
+               for item in dataset.items):
+            found.append("reference_latents")
+        found += [name for name in ("region_masks", SPEAKER_REGIONS) if any(item.has(name) for item in dataset.items)]
+    if "audio" in features:
+        found += [audio_feature(speaker) for speaker in range(2, dataset.speakers + 1)]
+    return list(dict.fromkeys(found))
 
 
 def _tell(dataset: Dataset) -> None:
@@ -133,6 +144,8 @@ def _encode_clip(group: list[WorkEntry], store: CacheStore, encoders: "dict[str,
         media = load_media(first.item, first.span, needs)
     except Exception as error:  # noqa: BLE001 - decoders raise anything at a damaged file, and it costs only this clip
         _raise_if_fatal(error)
+        if len({entry.job.needs for entry in group}) > 1:  # a broken mask leaves the frames as they are
+            return [result for entry in group for result in _encode_clip([entry], store, encoders)]
         return [(entry, _reason(error)) for entry in group]
     results = []
     for entry in group:

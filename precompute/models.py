@@ -7,7 +7,9 @@ from typing import Any
 
 from common.dtypes import parse_dtype
 from common.errors import ConfigError, nearest
+from common.speakers import speaker_of
 from wan.encoders.base import Encoder as FeatureEncoder
+from wan.encoders.features.voice import VoiceEncoder
 from wan.encoders.registry import FEATURES
 from wan.encoders.specs import Given, NullText, Scope
 
@@ -56,23 +58,26 @@ class LazyModel:
 
 def build_encoders(features: Sequence[str], files: ModelFiles) -> list[FeatureEncoder]:
     """One encoder a feature; those of one model share it. ConfigError lists unknown features and missing weights."""
+    registered = {name: "audio" if speaker_of(name) else name for name in features}
     problems = [f"unknown feature '{name}'{nearest(name, FEATURES)}. Known: {', '.join(FEATURES)}."
-                for name in features if name not in FEATURES]
-    kinds = {FEATURES[name].model for name in features if name in FEATURES}
+                for name in registered.values() if name not in FEATURES]
+    kinds = {FEATURES[name].model for name in registered.values() if name in FEATURES}
     for kind, (flag, _) in _FLAGS.items():
         path = getattr(files, flag)
-        wanting = [name for name in features if name in FEATURES and FEATURES[name].model == kind]
+        wanting = [name for name, base in registered.items() if base in FEATURES and FEATURES[base].model == kind]
         if kind in kinds and path is None:
             problems.append(f"--{flag} is needed for {', '.join(wanting)}.")
         elif kind in kinds and not Path(path).exists():
             problems.append(f"--{flag} {path}: no such file or folder.")
     if problems:
         raise ConfigError(" ".join(problems))
-    models = {kind: _FLAGS[kind][1](files) for kind in sorted(kinds)}
+    models = {kind: _FLAGS[kind][1](files) for kind in sorted(kind for kind in kinds if kind is not None)}
     return [_encoder(name, models, files) for name in features]
 
 
 def _encoder(name: str, models: Mapping[Any, LazyModel], files: ModelFiles) -> FeatureEncoder:
+    if (speaker := speaker_of(name) or 1) > 1:
+        return VoiceEncoder(_encoder("audio", models, files), speaker)
     encoder = FEATURES[name]
     options: dict[str, Any] = {}
     if name == "audio":
@@ -82,6 +87,8 @@ def _encoder(name: str, models: Mapping[Any, LazyModel], files: ModelFiles) -> F
     if name in ("image_latents", "clip"):
         options["given"] = files.given
     build: Callable[..., Any] = encoder
+    if encoder.model is None:
+        return build(**options)
     return build(models[encoder.model], getattr(files, _FLAGS[encoder.model][0]), **options)
 
 

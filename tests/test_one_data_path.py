@@ -1,6 +1,7 @@
 """Training on caches and generation from the same media show the model the same tensors."""
 
 from collections.abc import Callable
+import json
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,61 @@ def test_a_condition_that_hears_beside_the_clip_is_shown_alike(name: str, media:
     ours, theirs = trained["reference_channels"], used["reference_channels"]
     assert torch.equal(ours.channels, theirs.channels)  # type: ignore[attr-defined]
     assert torch.equal(not_none(ours.given).mask, not_none(theirs.given).mask)
+
+
+@pytest.mark.parametrize("place", ["side by side", "boxes", "masks"])
+@pytest.mark.parametrize("name", ["omniavatar_add", "frame_xattn", "gated_lite"])
+def test_two_speakers_are_shown_alike(place: str, name: str, media: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    """Voices and regions of the cache are those of a generation, bit by bit, and so is what a design reads of them."""
+    sounds, row, asked = two_speakers(media, tmp_path, place)
+    (tmp_path / "list.jsonl").write_text(json.dumps({
+        "video_path": str(media / "clips" / "head.mp4"), "caption": CAPTION, "audio_paths": list(map(str, sounds)),
+        **row}), encoding="utf-8")
+    (tmp_path / "data.toml").write_text(
+        TOML.format(folder=tmp_path.as_posix()).replace("video_directory", "video_jsonl_file").replace(
+            "/clips", "/list.jsonl").replace("audio_directory", "# "), encoding="utf-8")
+    batch = cached(tmp_path, tiny_weights, ["latents", "text", "audio"], "t2v-1.3B", ("audio", "reference_latents"))
+    variant = wan.load_dit(tiny_weights / "wan2.1_t2v_tiny.safetensors").variant
+    found = find_condition(name).settings_from_features(batch.features.features)
+    conditions = {name: build_condition(name, found, variant)}
+    if name != "omniavatar_add":
+        conditions["reference_channels"] = build_condition("reference_channels", {}, variant)
+    lora = adapter(tmp_path / "two.safetensors", tiny_weights, "t2v", conditions)
+    _, prepared = generated(media, tiny_weights, "t2v", lora_weight=[lora], video_length=FRAMES, audio=sounds[0],
+                            audio2=sounds[1:], wav2vec=tiny_weights / "wav2vec2-base-960h", **asked)
+    latents = batch.latents.float()
+    shown = with_first_frame_shown(batch.features, latents, batch.items)
+    assert_same_features(shown, prepared.batch, ("audio", "reference_latents"))
+    [ours], [theirs] = shown.voices, prepared.batch.voices
+    assert ours.keys() == theirs.keys() == shown.features["audio"].keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert not torch.equal(ours["states"], shown.features["audio"]["states"])
+    assert torch.equal(not_none(shown.regions), not_none(prepared.batch.regions))
+    assert 0 < not_none(shown.regions).mean() < 1
+    grid = (latents.shape[2], latents.shape[3] // 2, latents.shape[4] // 2)
+    trained, used = (conditions[name].voices(one, grid) for one in (shown, prepared.batch))  # type: ignore[operator]
+    assert len(trained.rows) == len(used.rows) == 2 and torch.equal(trained.shares, used.shares)
+    assert all(torch.equal(one, other) for one, other in zip(trained.rows, used.rows, strict=True))
+    prepare_conditions(conditions, shown, tuple(latents.shape[2:]))
+
+
+def two_speakers(media: Path, folder: Path, place: str) -> tuple[list[Path], dict[str, Any], dict[str, Any]]:
+    """The sounds of two, where they are as a list's line says it, and as a request does."""
+    second = folder / "second.wav"
+    noise = 0.2 * np.random.default_rng(8).standard_normal(SOURCE_FRAMES * 16_000 // FPS)
+    soundfile.write(second, noise, 16_000, subtype="FLOAT")
+    sounds = [media / "sounds" / "head.wav", second]
+    if place == "boxes":
+        boxes = ["0,0.1,0.45,1", "0.6,0,1,0.8"]
+        return sounds, {"speaker_boxes": boxes}, {"speaker_boxes": boxes}
+    if place == "masks":
+        paths = [folder / f"mask{number}.png" for number in range(2)]
+        for number, path in enumerate(paths):
+            mask = np.zeros((70, 100), np.uint8)
+            mask[10:50, 55 * number:55 * number + 37] = 255 - 60 * number
+            Image.fromarray(mask).save(path)
+        return sounds, {"speaker_mask_paths": list(map(str, paths))}, {"speaker_masks": paths}
+    return sounds, {}, {}
 
 
 def assert_same_states(ours: ConditionState, theirs: ConditionState) -> None:

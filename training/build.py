@@ -95,7 +95,7 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
         refuse_differences(processes, {"clips": batches.digest(), "held-out clips": digest(plan.held_out),
                                        "initial weights": tensors_hash(network.state())})
     job_settings = JobSettings(_seed(config), timestep_settings(config), config.noise.num_timestep_buckets,
-                               config.network.scale_weight_norms, plan.showing)
+                               config.network.scale_weight_norms, plan.showing, plan.regions)
     job = VideoJob(dit, network, job_settings, epoch_batches=batches, batches_per_epoch=batches.per_epoch,
                    samples_per_epoch=batches.samples_per_epoch)
     optimiser = config.optimiser

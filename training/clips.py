@@ -9,6 +9,7 @@ from common.errors import CacheError, ConfigError
 from common.features import FeatureSpec
 from common.fingerprint import text_hash
 from common.logs import get_logger
+from common.speakers import SPEAKER_REGIONS, audio_feature, speaker_of
 from common.tensorfile import read_header
 from dataset.batches import LoadedBatch, load_batch
 from dataset.config import load_dataset_config
@@ -18,7 +19,7 @@ from dataset.sampler import BatchPlan, BatchSampler
 from training.config import DataSection
 from training.parallel import Processes
 from training.prefetch import prefetched
-from wan.encoders.specs import CONTROL_LATENTS, IMAGE_LATENTS, LATENTS, NULL, SPECS, TEXT, clip_spec
+from wan.encoders.specs import CONTROL_LATENTS, IMAGE_LATENTS, LATENTS, NULL, SPECS, TEXT, clip_spec, voice_spec
 from wan.variants import Task
 
 log = get_logger(__name__)
@@ -32,7 +33,18 @@ def needed_features(task: Task, more: Iterable[str] = ()) -> list[FeatureSpec]:
     if task.uses_clip:
         specs += [IMAGE_LATENTS, clip_spec("first_last" if task.family == "flf2v" else "first")]
     names = {spec.name for spec in specs}
-    return specs + [SPECS[name] for name in dict.fromkeys(more) if name not in names]
+    return specs + [_spec(name) for name in dict.fromkeys(more) if name not in names]
+
+
+def speaker_features(dataset: Dataset) -> list[str]:
+    """Features that conditions which hear read beside `audio` where a dataset has several speakers, or places."""
+    found = [audio_feature(speaker) for speaker in range(2, dataset.speakers + 1)]
+    return found + [SPEAKER_REGIONS] * any(item.has(SPEAKER_REGIONS) for item in dataset.items)
+
+
+def _spec(name: str) -> FeatureSpec:
+    speaker = speaker_of(name) or 1
+    return voice_spec(SPECS["audio"], speaker) if speaker > 1 else SPECS[name]
 
 
 def find_dataset(settings: DataSection, multiple: int) -> Dataset:
@@ -46,7 +58,10 @@ def find_clips(dataset: Dataset, task: Task, more: Iterable[str], *, require_sou
 
     Raises CacheError that tells what is missing or stale, and the command that mends it.
     """
-    clips = plan_training(dataset, needed_features(task, more), require_sources=require_sources)
+    wanted = [*more]
+    if "audio" in wanted:
+        wanted += speaker_features(dataset)
+    clips = plan_training(dataset, needed_features(task, wanted), require_sources=require_sources)
     _refuse_other_pictures(clips, task)
     return clips
 

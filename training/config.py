@@ -7,6 +7,7 @@ from typing import Literal
 
 from common.config import Section, flag
 from common.errors import ConfigError
+from training.region_settings import RegionSection
 from training.showing import ShowingSection
 from wan.variants import TASKS, find_task
 
@@ -292,6 +293,7 @@ class TrainConfig(Section):
     length: LengthSection
     showing: ShowingSection
     noise: NoiseSection
+    regions: RegionSection
     speed: SpeedSection
     saving: SavingSection
     validation: ValidationSection

@@ -13,6 +13,7 @@ from dataset.plan import TrainingItem
 from networks.lora import LoraNetwork
 from training.drawn import Place, dropped, prefix_counts, with_dropouts, with_prefix
 from training.loop import BatchLoss
+from training.regions import RegionWeights
 from training.showing import Showing
 from training.step import Draws, StepBatch, StepResult, VelocityFunction, draw, seed_dropouts, training_step
 from training.timesteps import TimestepSettings, stratified_uniforms
@@ -32,6 +33,7 @@ class JobSettings:
     timestep_buckets: int | None = None
     norm_limit: float | None = None
     showing: Showing = Showing()
+    regions: RegionWeights | None = None
 
 
 class VideoJob:
@@ -62,7 +64,10 @@ class VideoJob:
         seed_dropouts(batch.positions, seed=self.settings.seed, epoch=self._epoch)
         draws = draw(batch.positions, batch.latents.shape[1:], seed=self.settings.seed, epoch=self._epoch,
                      uniforms=self._uniforms)
-        (result,) = self.steps(*self.shown_in_training(batch), draws, self.settings.timesteps)
+        latents, features = self.shown_in_training(batch)
+        regions = self.settings.regions
+        weight = regions and regions.of(features, batch.positions, seed=self.settings.seed, epoch=self._epoch)
+        (result,) = self.steps(latents, features, draws, self.settings.timesteps, (weight,))
         return BatchLoss(result.loss, result.weight * result.sample_losses, tuple(one.name for one in batch.items))
 
     def shown(self, batch: LoadedBatch) -> tuple[Float[Tensor, "B C F H W"], FeatureBatch]:

@@ -24,6 +24,7 @@ from training.checkpoints import check_writable
 from training.clips import find_clips, find_dataset, hold_out, read_one, require_null_text
 from training.config import NetworkSection, TrainConfig
 from training.optimizers import optimizer_class, parse_arguments
+from training.regions import RegionWeights, masked_clips, needed_masks, region_weights
 from training.schedules import SCHEDULES, ScheduleSettings, check_schedule
 from training.showing import SOUND, Showing, resolve
 from training.timesteps import TimestepSettings, check_settings
@@ -64,6 +65,8 @@ class Plan:
     """Whether the base's file holds its block weights as float8."""
     showing: Showing
     """Given frames, dropouts and lengths."""
+    regions: RegionWeights | None = None
+    """Weights of the loss in face and mouth."""
 
 
 @dataclass
@@ -121,6 +124,7 @@ def check(config: TrainConfig) -> Plan:
     if not wanted and (rate := next((name for name in ("condition_lr", "patch_lr") if name in arguments), None)):
         raise ConfigError(f"network_args: {rate} is a learning rate of conditions, and this run trains none. "
                           "Add conditions=omniavatar_add, or leave it out.")
+    features += needed_masks(config.regions, dataset)
     clips = find_clips(dataset, task, features, require_sources=config.data.require_sources)
     if showing.max_tokens is not None:
         clips = within_budget(clips, showing.max_tokens, model.variant.patch, needs_end=task.family == "flf2v")
@@ -134,7 +138,7 @@ def check(config: TrainConfig) -> Plan:
         load_conditions(conditions, start.conditions, start.path)
     return Plan(task=task, variant=model.variant, arguments=arguments, conditions=conditions, dataset=dataset,
                 clips=clips, held_out=held_out, merge=merge, start=start, is_stored_in_fp8=is_stored_in_fp8,
-                showing=showing)
+                showing=showing, regions=region_weights(config.regions))
 
 
 def _check_settings(config: TrainConfig, problems: _Problems) -> None:
@@ -198,6 +202,12 @@ def tell(plan: Plan) -> None:
     if plan.merge is not None:
         for report in plan.merge.reports():
             log.info("merged into the base: %s", report.text())
+    if plan.regions is not None:
+        counts = ", ".join(f"{region}: {count}" for region, count in masked_clips(plan.clips).items())
+        log.info("region weights: 1 + %g x face + %g x lip%s; clips with masks, of %d: %s", plan.regions.face,
+                 plan.regions.lip, "" if plan.regions.mixture is None else
+                 ", whole picture, face and lip alone for shares of {:g}, {:g}, {:g}".format(*plan.regions.mixture),
+                 len(plan.clips), counts)
     for name, condition in plan.conditions.items():
         count = sum(parameter.numel() for parameter in condition.parameters())
         log.info("condition %s: %.1f M parameters, reads %s", name, count / 1e6, ", ".join(condition.features))

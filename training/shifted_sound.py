@@ -1,6 +1,8 @@
 """A clip with its sound at the wrong moment, or with none: what a network that hears must find harder."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +47,15 @@ def moved(rows: Tensor, shift: int, axis: int) -> Tensor:
 
 
 def with_sound_moved(features: FeatureBatch, spec: FeatureSpec, shift: int) -> FeatureBatch:
-    """The batch with the sound `shift` video frames later; pictures, text and everything else stay."""
-    sound = dict(features.features[SOUND])
+    """The batch with the sound of every speaker `shift` video frames later; pictures, text and all else stay."""
+    sound = _moved(features.features[SOUND], spec, shift)
+    voices = tuple(_moved(voice, spec, shift) for voice in features.voices)
+    return replace(features, features={**features.features, SOUND: sound}, voices=voices)
+
+
+def _moved(heard: Mapping[str, Any], spec: FeatureSpec, shift: int) -> dict[str, Any]:
+    """What is heard of one speaker, `shift` video frames later."""
+    sound = dict(heard)
     for tensor in spec.tensors:
         axis = _frame_axis(tensor.shape)
         if axis is None:
@@ -54,7 +63,7 @@ def with_sound_moved(features: FeatureBatch, spec: FeatureSpec, shift: int) -> F
         value = sound[tensor.name]
         sound[tensor.name] = ([moved(one, shift, axis) for one in value] if tensor.batching == "list"
                               else moved(value, shift, axis + 1))
-    return replace(features, features={**features.features, SOUND: sound})
+    return sound
 
 
 def without_sound(features: FeatureBatch, size: int) -> FeatureBatch:

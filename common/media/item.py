@@ -1,6 +1,7 @@
 """What the encoders of cached features receive: the decoded media of one clip."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,7 +12,10 @@ class Media:
 
     Pictures are uint8 RGB already at the bucket's size: `frames` and `control` ``[N H W 3]``, `reference` ``[H W 3]``;
     or float32 in -1…1, where a generation keeps the fractions of `exact_frames`.
-    `sound` is float32 mono at 16 kHz ``[T]``: the clip's span or the whole file, as the encoder's scope says.
+    Masks are pictures too, white inside, ``[N H W 3]``, or ``[1 H W 3]`` where one holds for the whole clip:
+    `region_masks` by region (face, lip; those that the clip has), `speaker_regions` one for each speaker.
+    `sound` is float32 mono at 16 kHz ``[T]``: the clip's span or the whole file, as the encoder's scope says;
+    `voices` are those of the second and further speakers, by their number (`common.speakers`).
     `n_frames` video frames at `fps` frames a second is the clip's length, also where `frames` is None.
     """
 
@@ -22,3 +26,6 @@ class Media:
     reference: np.ndarray | None = None
     caption: str | None = None
     sound: np.ndarray | None = None
+    voices: Mapping[int, np.ndarray] = field(default_factory=dict)
+    region_masks: Mapping[str, np.ndarray] | None = None
+    speaker_regions: tuple[np.ndarray, ...] | None = None

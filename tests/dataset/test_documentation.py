@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from dataset.lists import SIDE_KEYS
+from dataset.lists import BOXES_KEY, SIDE_KEYS, SPEAKER_KEYS
 from dataset.schema import FOREIGN_KEYS, GeneralKeys, ImageEntry, VideoEntry
 
 
 def test_every_key_is_documented(root: Path) -> None:
     text = (root / "docs" / "datasets.md").read_text(encoding="utf-8")
-    keys = {*GeneralKeys.model_fields, *ImageEntry.model_fields, *VideoEntry.model_fields, *SIDE_KEYS}
+    keys = {*GeneralKeys.model_fields, *ImageEntry.model_fields, *VideoEntry.model_fields, *SIDE_KEYS,
+            *SPEAKER_KEYS, BOXES_KEY}
     assert not [key for key in sorted(keys - {"control_path_0"}) if f"`{key}`" not in text]
 
 

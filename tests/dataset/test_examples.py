@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 import tomllib
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.dataset.toys import MakeVideo, make_picture, make_sound
 EXAMPLES = sorted((ROOT / "dataset-toml").glob("*.toml"))
 
 
-def put_media(entry: dict[str, str], folder: Path, make_video: MakeVideo) -> None:
+def put_media(entry: dict[str, Any], folder: Path, make_video: MakeVideo) -> None:
     for stem in ("one", "two"):
         video = folder / entry.get("video_directory", "data") / f"{stem}.mp4"
         make_video(video, frames=180, sound_s=7.2)
@@ -23,6 +24,11 @@ def put_media(entry: dict[str, str], folder: Path, make_video: MakeVideo) -> Non
             make_video(folder / entry["control_directory"] / f"{stem}.mp4", caption=None)
         if "audio_directory" in entry:
             make_sound(folder / entry["audio_directory"] / f"{stem}.wav", 7.2)
+        for folder_of_speaker in entry.get("audio_directories", ()):
+            make_sound(folder / folder_of_speaker / f"{stem}.wav", 7.2)
+        for key in ("face_mask_directory", "lip_mask_directory"):
+            if key in entry:
+                make_picture(folder / entry[key] / f"{stem}.png", caption=None)
         if "image_directory" in entry:
             make_picture(folder / entry["image_directory"] / f"{stem}.png", size=(100, 80))
     make_picture(folder / "data" / "face.png")

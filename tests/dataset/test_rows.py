@@ -115,12 +115,13 @@ def test_jsonl_with_every_side_file_is_read(tmp_path: Path, make_video: MakeVide
     (tmp_path / "v" / "camera.json").write_text("[]")
     path = jsonl(tmp_path, {"video_path": "v/a.mp4", "caption": " Ein Mann… ", "audio_path": "v/a.wav",
                             "reference_path": "v/face.png", "mask_path": "v/face.png", "camera_path": "v/camera.json",
-                            "speaker_audio_paths": ["v/a.wav", "v/a.wav"], "control_path": "v/a.mp4"}, "")
+                            "face_mask_path": "v/face.png", "lip_mask_path": "v/face.png",
+                            "control_path": "v/a.mp4"}, "")
     (row,) = load_dataset_config(path).sections[0].rows
     assert row.caption == "Ein Mann…"
     assert row.media.key == "v/a.mp4"
     assert {role: len(files) for role, files in row.sides.items()} == {
-        "audio": 1, "reference": 1, "mask": 1, "camera": 1, "speaker": 2, "control": 1}
+        "audio": 1, "reference": 1, "mask": 1, "camera": 1, "face_mask": 1, "lip_mask": 1, "control": 1}
 
 
 def test_every_bad_line_of_a_jsonl_is_told_with_its_number(tmp_path: Path, make_video: MakeVideo) -> None:

@@ -8,8 +8,9 @@ import torch
 
 from common.errors import ConfigError, MediaError
 from common.media.sound import Sound, read_sound
+from common.speakers import parse_box
 from inference import generate, load_pipeline
-from inference.speakers import mix, parse_box, speaker_regions
+from inference.speakers import mix, speaker_regions
 
 RATE = 16_000
 

@@ -23,7 +23,8 @@ class Encoder(Protocol):
     spec: FeatureSpec
     needs: tuple[str, ...]
     """Fields of `Media` that must be there."""
-    model: ClassVar[ModelKind]
+    model: ClassVar[ModelKind | None]
+    """None where it needs no model."""
 
     def options(self) -> dict[str, str]:
         """Everything but weights and source that changes the numbers, as text for the cache header."""
@@ -41,7 +42,7 @@ class Encoder(Protocol):
 class ModelEncoder:
     """What the encoders of this package share: the files of their model, and asking media for what they need."""
 
-    model: ClassVar[ModelKind]
+    model: ClassVar[ModelKind | None]
     spec: FeatureSpec
     needs: tuple[str, ...]
     preferred: ClassVar[tuple[str, ...]] = ()

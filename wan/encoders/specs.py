@@ -1,12 +1,14 @@
 """Names and contracts of the cached features that this package makes; imports no torch, so that `--help` can list them.
 
-Letters of the shapes: F, H, W latent frames, height and width; N video frames; L, T tokens; K hidden states; D width.
+Letters of the shapes: F, H, W latent frames, height and width; N video frames; L, T tokens; K hidden states; D width;
+S speakers.
 """
 
 from dataclasses import replace
 from typing import Literal
 
 from common.features import AUDIO_HALO, FeatureSpec, KeyPart, TensorSpec
+from common.speakers import SPEAKER_REGIONS, audio_feature
 
 Given = Literal["first", "first_last"]
 """Which frames of the clip an image-to-video model is given."""
@@ -23,6 +25,9 @@ LATENTS = FeatureSpec("latents", 1, CLIP_KEY, (TensorSpec("latents", "16 F H W")
 CONTROL_LATENTS = FeatureSpec("control_latents", 1, CLIP_KEY, (TensorSpec("latents", "16 F H W"),))
 REFERENCE_LATENTS = FeatureSpec("reference_latents", 1, CLIP_KEY, (TensorSpec("latents", "16 1 H W"),))
 IMAGE_LATENTS = FeatureSpec("image_latents", 1, CLIP_KEY, (TensorSpec("latents", "20 F H W"),))
+REGIONS = ("face", "lip")
+REGION_MASKS = FeatureSpec("region_masks", 1, CLIP_KEY, tuple(TensorSpec(name, "1 F H W") for name in REGIONS))
+SPEAKER_REGIONS_SPEC = FeatureSpec(SPEAKER_REGIONS, 1, CLIP_KEY, (TensorSpec("regions", "S F H W"),))
 TEXT = FeatureSpec("text", 1, ("source",), (TensorSpec("hidden", "L D", batching="list"),),
                    command="cache_text_encoder_outputs.py")
 
@@ -47,6 +52,11 @@ def audio_spec(scope: Scope = "file") -> FeatureSpec:
     return FeatureSpec("audio", 1, keyed_by, (states,), command="cache_audio_features.py")
 
 
+def voice_spec(first: FeatureSpec, speaker: int) -> FeatureSpec:
+    """Contract of what is heard of `speaker` (from 2): that of the first one's sound under the speaker's name."""
+    return replace(first, name=audio_feature(speaker))
+
+
 SPECS: dict[str, FeatureSpec] = {
     "latents": LATENTS,
     "control_latents": CONTROL_LATENTS,
@@ -55,6 +65,8 @@ SPECS: dict[str, FeatureSpec] = {
     "clip": clip_spec(),
     "text": TEXT,
     "audio": audio_spec(),
+    "region_masks": REGION_MASKS,
+    "speaker_regions": SPEAKER_REGIONS_SPEC,
 }
 """Feature name -> contract with default options. `text`, `clip` and `audio` vary: see `text_spec`, `clip_spec` and
 `audio_spec`."""

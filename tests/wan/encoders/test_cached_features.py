@@ -44,7 +44,10 @@ def make(light_vae: Path, light_t5: Path, light_clip: Path, wav2vec2: Path, spie
     }
 
     def of(name: str, **options: object) -> ModelEncoder:
-        model, path = models[FEATURES[name].model]
+        kind = FEATURES[name].model
+        if kind is None:
+            return FEATURES[name](**options)
+        model, path = models[kind]
         return FEATURES[name](model, path, **options)
 
     return of
@@ -59,7 +62,9 @@ def media() -> Media:
         return random.integers(0, 256, (*shape, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
     return Media(n_frames=FRAMES, fps=25, frames=pictures(FRAMES), control=pictures(FRAMES), reference=pictures(),
-                 caption="a woman speaks", sound=random.standard_normal(3100).astype(np.float32))
+                 caption="a woman speaks", sound=random.standard_normal(3100).astype(np.float32),
+                 region_masks={"face": pictures(FRAMES), "lip": pictures(1)},
+                 speaker_regions=(pictures(FRAMES), pictures(1)))
 
 
 def test_registry_and_specs_name_the_same_features() -> None:
@@ -76,9 +81,10 @@ def test_every_encoder_keeps_its_contract(name: str, make: Make, media: Media) -
     assert all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in tensors.values())
     again = encoder.encode(media)
     assert all(torch.equal(tensor, again[key]) for key, tensor in tensors.items())
-    assert encoder.options()["dtype"] == "float32"
+    assert encoder.options()["dtype"] == ("float16" if name == "region_masks" else "float32")
     assert all(isinstance(part, str) for item in encoder.options().items() for part in item)
-    assert encoder.weights_paths() and all(path.exists() for path in encoder.weights_paths())
+    assert bool(encoder.weights_paths()) == (encoder.model is not None)
+    assert all(path.exists() for path in encoder.weights_paths())
 
 
 @pytest.mark.parametrize("name", list(FEATURES))
