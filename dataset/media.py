@@ -38,7 +38,7 @@ def load_media(item: Item, span: Span | None, needs: Collection[str]) -> Media:
         control=_control(item, span) if span and "control" in needs else None,
         reference=_reference(item, span) if span and "reference" in needs else None,
         caption=item.caption if "caption" in needs else None,
-        sound=_sound(item, span) if "sound" in needs else None)
+        sound=_sound(item, span) if "sound" in needs else None, size=span.size if span else None)
 
 
 def _frames(item: Item, span: Span) -> np.ndarray:

@@ -92,7 +92,7 @@ def hear_sounds(encoder: AudioFeatureEncoder, plan: Plan) -> tuple[dict[str, Ten
     lead = round(plan.timing.lead_s * AUDIO_SAMPLE_RATE_HZ)
     waveforms = [np.pad(mono16k(voice), (lead, 0)) for voice in plan.scene.voices]
     longest = max(len(waveform) for waveform in waveforms)
-    rows = max(plan.sound_rows, frames_in(longest / AUDIO_SAMPLE_RATE_HZ, plan.fps))
+    rows = max(plan.sound_rows, plan.rows_heard(frames_in(longest / AUDIO_SAMPLE_RATE_HZ, plan.fps)))
 
     def heard(waveform: np.ndarray) -> Tensor:
         return hear(encoder.audio_encoder, waveform, rows=rows, fps=plan.fps, window_s=plan.request.audio_window)
