@@ -104,8 +104,9 @@ class AudioEncoder(SoundEncoder):
             return torch.zeros(len(frames), self.states, self.width)
         first = math.floor(known[0])
         begin = first * stride
-        end = max(math.ceil(frames.stop * AUDIO_SAMPLE_RATE_HZ / fps) if is_before else 0,
-                  math.ceil(known[-1]) * stride + self.min_samples)
+        end = math.ceil(known[-1]) * stride + self.min_samples
+        end = (max(math.ceil(frames.stop * AUDIO_SAMPLE_RATE_HZ / fps), end) if is_before
+               else min(end + stride - 1, len(prepared)))
         window = prepared[begin:end]
         window = F.pad(window, (0, end - begin - len(window))).to(self.device, self.dtype)
         local = [None if place is None else place - first for place in places]

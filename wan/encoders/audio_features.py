@@ -65,7 +65,8 @@ def s2v_positions(frames: range, fps: float | int | Fraction, conv_frames: int) 
     """Where Wan2.2-S2V reads the states at 50 Hz for each of `frames`; None beyond the sound, whose row is zero.
 
     The states are interpolated (ends on ends) to int(conv_frames / 50 * 30) rows, and frame j takes the row
-    round(j * 30 / fps), halves to even. Source: Wan2.2 `wan/modules/s2v/audio_encoder.py`.
+    round(j * 30 / fps), halves to even (at 24 fps the original rounds them by a float that changes with the number of
+    frames). Source: Wan2.2 `wan/modules/s2v/audio_encoder.py`.
     """
     rows = max(int(conv_frames / 50 * S2V_ROWS_HZ), 1)
     step = Fraction(conv_frames - 1, rows - 1) if rows > 1 else Fraction(0)

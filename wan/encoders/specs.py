@@ -43,7 +43,8 @@ def audio_spec(scope: Scope = "file", *, is_by_frame: bool = True, is_by_size: b
     axis = 0 if of_file else None
     rows = "N K D" if is_by_frame else "S K D"
     tensors = [TensorSpec("states", rows, span_axis=axis, halo=AUDIO_HALO if of_file else 0)]
-    tensors += [TensorSpec(name, "N" if name == VAD else rows, span_axis=axis) for name in more]
+    tensors += [TensorSpec(name, "N" if name == VAD else rows, span_axis=axis,
+                           absent="like" if name == SILENCE else "zeros") for name in more]
     return FeatureSpec("audio", 1, (*keyed_by, "size") if is_by_size else keyed_by, tuple(tensors),
                        command="cache_audio_features.py")
 
