@@ -8,12 +8,12 @@ from common.logs import get_logger
 from inference.adapters import Adapters
 from inference.request import GenerationRequest
 from networks.metadata import heard_by
+from wan.audio_presets import OMNIAVATAR, PRESETS, AudioPreset, find_preset
 from wan.conditions.base import Condition
 from wan.conditions.registry import find_condition
 from wan.conditions.sound import AudioCondition
 from wan.encoders.audio import audio_facts
 from wan.encoders.audio_features import RECIPE
-from wan.encoders.audio_presets import OMNIAVATAR, PRESETS, AudioPreset, find_preset
 
 log = get_logger(__name__)
 
@@ -31,8 +31,9 @@ def preset_for(adapters: Adapters, request: GenerationRequest) -> AudioPreset:
     path, told = told_by(adapters)
     recorded = told.get("preset", OMNIAVATAR.name)
     if recorded not in PRESETS:
-        raise NetworkFileError(f"{path}: was trained on sound heard with the preset '{recorded}'{nearest(recorded, PRESETS)}"
-                               f", which this version does not know. Known: {', '.join(PRESETS)}. Update OmniTuner.")
+        raise NetworkFileError(f"{path}: was trained on sound heard with the preset '{recorded}'"
+                               f"{nearest(recorded, PRESETS)}, which this version does not know. Known: "
+                               f"{', '.join(PRESETS)}. Update OmniTuner.")
     if request.audio_preset in (None, recorded):
         return find_preset(recorded, told.get("loudness"))
     assert request.audio_preset is not None
@@ -53,11 +54,11 @@ def refuse_other_rows(conditions: Mapping[str, Condition], folder: Path, preset:
         if not isinstance(condition, AudioCondition):
             continue
         if not preset.is_by_frame:
-            raise ConfigError(f"--audio_preset {preset.name}: it keeps rows at 50 Hz, and the condition '{name}' reads a "
-                              "row for each video frame. Use the preset that it was trained with.")
+            raise ConfigError(f"--audio_preset {preset.name}: it keeps rows at 50 Hz, and the condition '{name}' reads "
+                              "a row for each video frame. Use the preset that it was trained with.")
         if not condition.fits(facts["states"], facts["width"]):
-            raise ConfigError(f"--wav2vec {folder}: with --audio_preset {preset.name} it gives {facts['states']} states "
-                              f"of width {facts['width']}; the condition '{name}' reads {condition.wanted_rows}. Give "
+            raise ConfigError(f"--wav2vec {folder}: with --audio_preset {preset.name} it gives {facts['states']} "
+                              f"states of width {facts['width']}; the condition '{name}' reads {condition.wanted_rows}. Give "
                               f"the encoder that it was trained with (the preset's own is {preset.released}).")
 
 

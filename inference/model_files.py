@@ -7,7 +7,7 @@ from common.errors import ConfigError, WeightsError, raise_all
 from inference.adapters import Adapters, read_adapters, refuse_misfits
 from inference.listening import preset_for, refuse_other_rows
 from inference.request import GenerationRequest
-from wan.encoders.audio_presets import OMNIAVATAR, AudioPreset
+from wan.audio_presets import OMNIAVATAR, AudioPreset
 from wan.variants import TASKS, Task, Variant, check_task, find_task
 from wan.weights.dit import DitFacts, inspect_dit, read_parameters
 

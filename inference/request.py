@@ -9,7 +9,7 @@ from common.config import Section, flag
 from common.errors import ConfigError
 from common.timebase import floor_frame_count, is_valid_frame_count
 from inference.segments import overlap_problem
-from wan.encoders.audio_presets import PresetName
+from wan.audio_presets import PresetName
 from wan.variants import TASKS, find_task
 
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]

@@ -58,7 +58,7 @@ def _encoder(read: int, released: int) -> dict[str, str]:
 
 
 def _heard(preset: str, loudness: str) -> dict[str, str]:
-    """Metadata by which a generation hears as the project does (`wan.encoders.audio_presets`)."""
+    """Metadata by which a generation hears as the project does (`wan.audio_presets`)."""
     return {"omnituner.encoders": json.dumps({"audio": {"options": {"preset": preset, "loudness": loudness}}})}
 
 

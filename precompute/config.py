@@ -8,7 +8,7 @@ from common.config import Foreign, Section, flag
 from common.errors import ConfigError
 from common.timebase import floor_frame_count, is_valid_frame_count
 from dataset.schema import AudioShort
-from wan.encoders.audio_presets import PRESETS, PresetName, Scope, parse_loudness
+from wan.audio_presets import PRESETS, PresetName, Scope, parse_loudness
 from wan.variants import TASKS
 
 _EVERY_SCRIPT = (
@@ -117,8 +117,8 @@ class AudioChoice(Section):
         except ConfigError as error:
             yield str(error)
         if not preset.is_by_frame and self.audio_scope == "file":
-            yield (f"--audio_scope file: --audio_preset {preset.name} keeps rows at 50 Hz, which are no video frames and "
-                   "cannot be cut to clips. Leave it out, or use clip.")
+            yield (f"--audio_scope file: --audio_preset {preset.name} keeps rows at 50 Hz, which are no video frames "
+                   "and cannot be cut to clips. Leave it out, or use clip.")
         if self.audio_padding == "exact":
             return
         if not preset.pads:

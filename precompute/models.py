@@ -7,7 +7,7 @@ from typing import Any
 
 from common.dtypes import parse_dtype
 from common.errors import ConfigError, nearest
-from wan.encoders.audio_presets import OMNIAVATAR, AudioPreset, Scope
+from wan.audio_presets import OMNIAVATAR, AudioPreset, Scope
 from wan.encoders.base import Encoder as FeatureEncoder
 from wan.encoders.features.audio import ChunkPadding
 from wan.encoders.registry import FEATURES

@@ -109,8 +109,8 @@ def _tell(offsets: dict[str, Offset]) -> None:
         if one.offset_frames:
             late = one.offset_frames > 0
             seconds = one.offset_frames / one.fps
-            log.warning("%s: the sound comes %d frames (%.0f ms) %s the mouth (r %.2f). Take the source out, or move its "
-                        "sound: ffmpeg -i IN -itsoffset %.3f -i IN -map 0:v -map 1:a -c copy OUT", name,
+            log.warning("%s: the sound comes %d frames (%.0f ms) %s the mouth (r %.2f). Take the source out, or move "
+                        "its sound: ffmpeg -i IN -itsoffset %.3f -i IN -map 0:v -map 1:a -c copy OUT", name,
                         abs(one.offset_frames), abs(seconds) * 1000, "after" if late else "before", one.r, -seconds)
     reasons = sorted({one.reason for one in offsets.values() if one.offset_frames is None})
     unknown = len(offsets) - len(known)

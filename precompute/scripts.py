@@ -13,7 +13,7 @@ from precompute.config import (
     TextSettings,
 )
 from precompute.models import AudioOptions, ModelFiles
-from wan.encoders.audio_presets import find_preset
+from wan.audio_presets import find_preset
 from wan.encoders.features.audio import ChunkPadding
 from wan.encoders.specs import SILENCE, VAD, Given
 from wan.variants import TASKS

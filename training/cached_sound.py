@@ -9,9 +9,9 @@ from common.tensorfile import read_header
 from dataset.plan import FeatureEntry, TrainingItem, entry_shapes
 from networks.formats import LoraFile
 from networks.metadata import heard_by
+from wan.audio_presets import OMNIAVATAR, find_preset
 from wan.conditions.base import Condition
 from wan.conditions.sound import SILENCE, AudioCondition
-from wan.encoders.audio_presets import OMNIAVATAR, find_preset
 
 log = get_logger(__name__)
 
@@ -62,8 +62,8 @@ def _unreadable(name: str, condition: AudioCondition, entry: FeatureEntry, found
     assert path is not None
     tensors = {tensor.name: tensor.shape.split() for tensor in entry.spec.tensors}
     if "N" not in tensors["states"]:
-        return [f"--audio_preset {found['preset']}: its rows stand at 50 Hz, and the condition '{name}' reads a row for "
-                f"each video frame. Run: {_command(recorded or {'preset': OMNIAVATAR.name}, {}, dataset_config)}"]
+        return [f"--audio_preset {found['preset']}: its rows stand at 50 Hz, and the condition '{name}' reads a row "
+                f"for each video frame. Run: {_command(recorded or {'preset': OMNIAVATAR.name}, {}, dataset_config)}"]
     problems = []
     states, width = entry_shapes(path)["states"][0][-2:]
     if not condition.fits(states, width):

@@ -17,7 +17,7 @@ from precompute import ModelFiles, run
 from precompute.config import AudioSettings
 from precompute.scripts import audio_options
 import wan
-from wan.encoders.audio_presets import find_preset
+from wan.audio_presets import find_preset
 from wan.encoders.voice_activity import share_in, voiced_share
 
 TOML = """

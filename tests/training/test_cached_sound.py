@@ -18,7 +18,7 @@ from tests.training.runs import settings
 from training import preflight, train
 from training.clips import read_one
 import wan
-from wan.encoders.audio_presets import find_preset
+from wan.audio_presets import find_preset
 
 SMALL = ["frame_xattn.audio_hidden=16", "frame_xattn.audio_tokens=3", "frame_xattn.token_width=32"]
 Heard = Callable[..., Path]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from common.errors import WeightsError
 from common.timebase import AUDIO_SAMPLE_RATE_HZ, frames_in
+from wan.audio_presets import OMNIAVATAR, PRESETS, AudioPreset
 from wan.encoders.audio_base import SoundEncoder
 from wan.encoders.audio_features import (
     conv_frames,
@@ -24,7 +25,6 @@ from wan.encoders.audio_features import (
     s2v_positions,
     states_at,
 )
-from wan.encoders.audio_presets import OMNIAVATAR, PRESETS, AudioPreset
 from wan.encoders.detect import need
 from wan.weights.files import read_json
 from wan.weights.load import load_into
@@ -149,7 +149,7 @@ def load_audio_encoder(folder: str | os.PathLike[str], *, dtype: torch.dtype = t
 
 
 def audio_facts(folder: str | os.PathLike[str], preset: AudioPreset = OMNIAVATAR) -> dict[str, Any]:
-    """What a folder's config tells of its encoder without loading weights: `states`, `width`, `normalises`, `preset`."""
+    """What a folder's config tells of its encoder, weights unread: `states`, `width`, `normalises`, `preset`."""
     config = read_config(Path(folder), preset)
     if preset.model == "whisper":
         layers, width, normalises = int(config.get("encoder_layers", 4)), int(config.get("d_model", 384)), False

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from common.errors import MediaError
 from common.timebase import AUDIO_SAMPLE_RATE_HZ
-from wan.encoders.audio_presets import AudioPreset
+from wan.audio_presets import AudioPreset
 
 NOT_MEASURABLE_LUFS = 100.0
 """Beyond this the measured loudness is that of silence, and the sound is left as it is (MultiTalk's rule)."""

@@ -1,8 +1,9 @@
 """wav2vec2 hidden states at a video's frame rate: the computation, without files.
 
-Recipe of most presets is that of OmniAvatar (`scripts/inference.py`, `OmniAvatar/models/wav2vec.py`): normalise the waveform, append zeros,
-convolutions at 50 Hz, linear interpolation to the frame rate *before* the transformer, all hidden states. The loop over
-the layers is our own: transformers 4.57 and 5.x return different hidden states (or none) from the same call.
+OmniAvatar's recipe (`scripts/inference.py`, `OmniAvatar/models/wav2vec.py`): normalise the waveform, append zeros,
+convolutions at 50 Hz, linear interpolation to the frame rate *before* the transformer, all hidden states. Wan2.2-S2V
+interpolates *after* it. The loop over the layers is our own: transformers 4.57 and 5.x return different hidden states
+(or none) from the same call.
 """
 
 from fractions import Fraction

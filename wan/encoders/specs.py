@@ -7,7 +7,7 @@ K hidden states; D width.
 from typing import Literal
 
 from common.features import AUDIO_HALO, FeatureSpec, KeyPart, TensorSpec
-from wan.encoders.audio_presets import Scope
+from wan.audio_presets import Scope
 
 Given = Literal["first", "first_last"]
 """Which frames of the clip an image-to-video model is given."""

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from common.errors import WeightsError
 from common.timebase import AUDIO_SAMPLE_RATE_HZ, frames_in
+from wan.audio_presets import GROUPS, AudioPreset
 from wan.encoders.audio_base import SoundEncoder
 from wan.encoders.audio_features import conv_positions, states_at
-from wan.encoders.audio_presets import GROUPS, AudioPreset
 from wan.encoders.detect import need
 from wan.weights.load import load_into
 from wan.weights.source import open_weights
@@ -82,7 +82,7 @@ class WhisperEncoder(SoundEncoder):
 
 
 def whisper_states(model: nn.Module, mel: Float[Tensor, "1 M P"]) -> Float[Tensor, "C K D"]:
-    """All layers + 1 states of transformers' Whisper encoder, by a loop of our own (versions differ in what they keep)."""
+    """All layers + 1 states of transformers' Whisper encoder, by our own loop: versions differ in what they keep."""
     hidden = F.gelu(model.conv1(mel))
     hidden = F.gelu(model.conv2(hidden)).transpose(1, 2)
     hidden = hidden + model.embed_positions.weight

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from common.errors import ConfigError, WeightsError
 from tests.light_set import value
+from wan.audio_presets import PRESETS, find_preset, parse_loudness, scope_of
 from wan.encoders.audio import audio_facts, load_audio_encoder
 from wan.encoders.audio_base import at_loudness
 from wan.encoders.audio_features import S2V_ROWS_HZ, normalise, s2v_positions
-from wan.encoders.audio_presets import PRESETS, find_preset, parse_loudness, scope_of
 
 RATE = 16_000
 WAV2VEC2 = [name for name, preset in PRESETS.items() if preset.model == "wav2vec2"]

@@ -11,8 +11,8 @@ from transformers import WhisperFeatureExtractor, WhisperModel
 from common.errors import WeightsError
 from tests.light_set import value
 from tests.wan.encoders.conftest import tiny_whisper_config
+from wan.audio_presets import find_preset
 from wan.encoders.audio import load_audio_encoder
-from wan.encoders.audio_presets import find_preset
 from wan.encoders.whisper import WhisperEncoder, grouped, whisper_states
 
 RATE = 16_000

@@ -12,10 +12,10 @@ from torch import Tensor
 from common.dtypes import dtype_name
 from common.media.item import Media
 from common.timebase import AUDIO_SAMPLE_RATE_HZ, full_chunk_rows, omniavatar_frames_for_tokens
+from wan.audio_presets import Scope, scope_of
 from wan.encoders.audio import PREFERRED
 from wan.encoders.audio_base import HearingModel
 from wan.encoders.audio_features import RECIPE
-from wan.encoders.audio_presets import Scope, scope_of
 from wan.encoders.base import ModelEncoder, ModelKind
 from wan.encoders.specs import SILENCE, VAD, audio_spec
 
