@@ -58,8 +58,8 @@ def refuse_other_rows(conditions: Mapping[str, Condition], folder: Path, preset:
                               "a row for each video frame. Use the preset that it was trained with.")
         if not condition.fits(facts["states"], facts["width"]):
             raise ConfigError(f"--wav2vec {folder}: with --audio_preset {preset.name} it gives {facts['states']} "
-                              f"states of width {facts['width']}; the condition '{name}' reads {condition.wanted_rows}. "
-                              f"Give the encoder that it was trained with (the preset's own is {preset.released}).")
+                              f"states of width {facts['width']}; the condition '{name}' reads {condition.wanted_rows}"
+                              f". Give the encoder that it was trained with (the preset's own is {preset.released}).")
 
 
 def note_other_hearing(adapters: Adapters) -> None:

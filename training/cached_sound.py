@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+import re
 
 from common.errors import CacheError, raise_all
 from common.logs import get_logger
 from common.tensorfile import read_header
 from dataset.plan import FeatureEntry, TrainingItem, entry_shapes
 from networks.formats import LoraFile
-from networks.metadata import heard_by
+from networks.metadata import Origin, heard_by
 from wan.audio_presets import OMNIAVATAR, find_preset
 from wan.conditions.base import Condition
 from wan.conditions.sound import SILENCE, AudioCondition
@@ -18,7 +19,7 @@ log = get_logger(__name__)
 MUST_AGREE = {"preset": "--audio_preset", "loudness": "--audio_loudness", "states": "--audio_preset",
               "width": "--wav2vec", "recipe": "--force"}
 """Options of the sound that a network cannot be trained on with another value, and the flag that decides each."""
-MAY_DIFFER = {"scope": "--audio_scope", "padding": "--audio_padding", "rate": "--audio_preset"}
+MAY_DIFFER = ("scope", "padding")
 """Options whose difference is told in a line."""
 
 
@@ -52,7 +53,23 @@ def refuse_other_sound(conditions: Mapping[str, Condition], clips: Sequence[Trai
             if name in recorded and name in found and found[name] != recorded[name]:
                 log.info("note: the cached sound has %s '%s'; %s was trained with '%s' (accepted)", name, found[name],
                          start.path.name, recorded[name])
+        _note_other_footage(start, clips, entry)
     raise_all(list(dict.fromkeys(problems)), CacheError, "the cached sound")
+
+
+def _note_other_footage(start: LoraFile, clips: Sequence[TrainingItem], entry: FeatureEntry) -> None:
+    """Tell of another frame rate, and of other weights of the encoder (they may be another copy of the same)."""
+    origin = Origin.read(start.metadata)
+    path = entry.path or entry.like
+    assert path is not None
+    weights = origin.encoders.get("audio", {}).get("fingerprint") if origin else None
+    if weights and weights != read_header(path)[0].get("encoder"):
+        log.warning("%s was trained with other weights than --wav2vec of the cached sound; the result will suffer if "
+                    "they are another model and not another copy.", start.path.name)
+    rates = sorted({clip.item.fps for clip in clips if clip.item.sound is not None})
+    if origin is not None and origin.fps is not None and rates and rates != [origin.fps]:
+        text = "/".join(f"{rate:g}" for rate in rates)
+        log.info("note: the clips have %s fps; %s was trained at %g fps (accepted)", text, start.path.name, origin.fps)
 
 
 def _unreadable(name: str, condition: AudioCondition, entry: FeatureEntry, found: Mapping[str, str],
@@ -109,4 +126,14 @@ def _command(wanted: Mapping[str, str], found: Mapping[str, str], dataset_config
     loudness = wanted.get("loudness", preset.loudness)
     if loudness != preset.loudness:
         command += f" --audio_loudness {'none' if loudness == 'as it is' else loudness.removesuffix(' LUFS')}"
-    return command
+    return command + _kept_flags(found)
+
+
+def _kept_flags(found: Mapping[str, str]) -> str:
+    """Flags of the cache that the command must not change by the way."""
+    flags = " --audio_scope clip" if found.get("scope") == "clip" else ""
+    if chunks := re.fullmatch(r"full chunks of (\d+) (frames|tokens), overlap (\d+)", found.get("padding", "")):
+        length = "--chunk_frames" if chunks[2] == "frames" else "--max_tokens"
+        flags += f" --audio_padding chunk {length} {chunks[1]} --overlap_frame {chunks[3]}"
+    return flags + "".join(f" {flag}" for name, flag in (("silence", "--audio_silence"), ("vad", "--voice_activity"))
+                           if name in found)

@@ -16,6 +16,8 @@ from networks.metadata import Origin
 from tests.inference.conftest import Ask
 import wan
 from wan.audio_presets import find_preset
+from wan.conditions.prepare import prepare_conditions
+from wan.conditions.registry import build_condition
 
 
 @pytest.fixture
@@ -100,6 +102,24 @@ def test_sound_is_padded_as_in_training_and_the_padding_leaves_no_row(ask_talkin
         assert plan.rows_heard(13) == (full_chunk_rows(13, 9, 5) if padding.startswith("full") else 13)
     assert full_chunk_rows(13, 9, 5) == 16
     assert heard["full"].shape == heard["zero"].shape and not torch.equal(heard["full"], heard["zero"])
+
+
+def test_a_published_file_of_multitalk_hears_as_multitalk(ask_talking: Ask, tiny_weights: Path, tmp_path: Path) -> None:
+    """Its sizes tell what is read of a frame: the two layers that the preset gives of the tiny encoder."""
+    variant = wan.load_dit(tiny_weights / "wan2.1_t2v_tiny.safetensors").variant
+    small = {"audio_hidden": "16", "audio_tokens": "3", "token_width": "32"}
+    condition = build_condition("frame_xattn", {"audio_states": "3", "audio_width": "32", **small}, variant)
+    path = tmp_path / "multitalk.safetensors"
+    save_tensors(path, condition.state_dict(), {})
+    pipeline = load_pipeline(ask_talking(lora_weight=[path], image_path=None))
+    assert pipeline.files.preset == find_preset("multitalk")
+    prepared = pipeline.prepare(pipeline.plan(pipeline.models.request))
+    states = prepared.batch.features["audio"]["states"]
+    assert states.shape[2:] == (2, 32)
+    [own] = pipeline.models.get("conditions").values()
+    rows = own.voices(prepared.batch, (4, 2, 3)).rows[0]
+    assert torch.equal(rows[:, 2:-2], states), "no layer is left out"
+    assert len(prepare_conditions({"frame_xattn": own}, prepared.batch, (4, 4, 6))["frame_xattn"].sound) == 1
 
 
 def test_what_the_training_heard_otherwise_is_told_in_a_line(ask_talking: Ask, trained: Any,

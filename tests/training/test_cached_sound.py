@@ -19,6 +19,7 @@ from training import preflight, train
 from training.clips import read_one
 import wan
 from wan.audio_presets import find_preset
+from wan.encoders.features.audio import ChunkPadding
 
 SMALL = ["frame_xattn.audio_hidden=16", "frame_xattn.audio_tokens=3", "frame_xattn.token_width=32"]
 Heard = Callable[..., Path]
@@ -79,6 +80,30 @@ def test_another_scope_is_told_in_a_line(heard: Heard, weights: Path, start: Pat
         preflight.check(settings(heard(scope="clip"), weights, tmp_path / "out", network_weights=start,
                                  network_dim=None, network_alpha=1, dim_from_weights=True))
     assert "the cached sound has scope 'clip'; t.safetensors was trained with 'file' (accepted)" in caplog.text
+
+
+def test_another_rate_and_another_encoder_are_told(talking: Path, weights: Path, start: Path, tmp_path: Path,
+                                                   caplog: pytest.LogCaptureFixture) -> None:
+    tensors, metadata = load_tensors(start)
+    encoders = json.loads(metadata["omnituner.encoders"])
+    encoders["audio"]["fingerprint"] = "another"
+    save_tensors(tmp_path / "other.safetensors", tensors,
+                 metadata | {"omnituner.fps": "30.0", "omnituner.encoders": json.dumps(encoders)})
+    with caplog.at_level("INFO"):
+        preflight.check(settings(talking, weights, tmp_path / "out", network_weights=tmp_path / "other.safetensors",
+                                 network_dim=None, network_alpha=1, dim_from_weights=True))
+    assert "the clips have 25 fps; other.safetensors was trained at 30 fps (accepted)" in caplog.text
+    assert "was trained with other weights than --wav2vec" in caplog.text
+
+
+def test_the_command_keeps_what_else_was_chosen(heard: Heard, weights: Path, tmp_path: Path) -> None:
+    """Following it changes nothing but what was wrong."""
+    data = heard("multitalk", "none", scope="clip", padding=ChunkPadding(41, overlap=5))
+    with pytest.raises(CacheError) as caught:
+        train(settings(data, weights, tmp_path / "out", network_args=["conditions=gated_lite,reference_channels",
+                                                                      "gated_lite.null=silence"]))
+    assert ("--audio_preset multitalk --wav2vec FOLDER_OF_chinese-wav2vec2-base --audio_loudness none --audio_scope "
+            "clip --audio_padding chunk --chunk_frames 41 --overlap_frame 5 --audio_silence") in str(caught.value)
 
 
 @pytest.mark.parametrize(("arguments", "options", "message"), [
