@@ -103,15 +103,21 @@ def _small(path: Path) -> tuple[int, int] | None:
     return None if shrink == 1 else (round(info.width * shrink), round(info.height * shrink))
 
 
+def moving(offset_s: float) -> str:
+    """FFmpeg's filter that moves a sound which comes `offset_s` after the picture (negative: before) to its place."""
+    if offset_s > 0:
+        return f"atrim=start={offset_s:.3f},asetpts=PTS-STARTPTS"
+    return f"adelay={-offset_s * 1000:.0f}:all=1"
+
+
 def _tell(offsets: dict[str, Offset]) -> None:
     known = {name: one for name, one in offsets.items() if one.offset_frames is not None}
     for name, one in known.items():
         if one.offset_frames:
-            late = one.offset_frames > 0
             seconds = one.offset_frames / one.fps
             log.warning("%s: the sound comes %d frames (%.0f ms) %s the mouth (r %.2f). Take the source out, or move "
-                        "its sound: ffmpeg -i IN -itsoffset %.3f -i IN -map 0:v -map 1:a -c copy OUT", name,
-                        abs(one.offset_frames), abs(seconds) * 1000, "after" if late else "before", one.r, -seconds)
+                        "its sound: ffmpeg -i IN -c:v copy -af %s OUT", name, abs(one.offset_frames),
+                        abs(seconds) * 1000, "after" if seconds > 0 else "before", one.r, moving(seconds))
     reasons = sorted({one.reason for one in offsets.values() if one.offset_frames is None})
     unknown = len(offsets) - len(known)
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more reasons" if len(reasons) > 3 else "")

@@ -9,7 +9,7 @@ import pytest
 
 from common.media.sound import Sound, read_sound
 from common.media.video import read_frames, write_video
-from precompute.offsets import FILE, measure_offsets
+from precompute.offsets import FILE, measure_offsets, moving
 
 TOML = """
 [general]
@@ -57,5 +57,37 @@ def test_what_can_be_measured_is_and_the_rest_has_a_reason(data: Path, caplog: p
     assert written["late.mp4"]["offset_frames"] == 3 and written["noise.mp4"]["offset_frames"] is None
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1 and "late.mp4: the sound comes 3 frames (120 ms) after the mouth" in warnings[0]
-    assert "-itsoffset -0.120" in warnings[0]
+    assert "-af atrim=start=0.120,asetpts=PTS-STARTPTS" in warnings[0]
     assert any("measured in 2 of 4 sources; unavailable in 2" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("offset_s", [0.12, -0.2])
+def test_the_filter_that_is_named_moves_the_sound(offset_s: float) -> None:
+    """FFmpeg's own filters (those in PyAV), on a click 0.5 s into a second of silence."""
+    import av.filter
+
+    rate = 16_000
+    sound = np.zeros((1, rate), np.float32)
+    sound[0, rate // 2] = 1
+    frame = av.AudioFrame.from_ndarray(sound, format="fltp", layout="mono")
+    frame.sample_rate, frame.pts = rate, 0
+    graph = av.filter.Graph()
+    last = graph.add_abuffer(sample_rate=rate, format="fltp", layout="mono", time_base=frame.time_base)
+    for part in moving(offset_s).split(","):
+        name, _, arguments = part.partition("=")
+        node = graph.add(name, arguments)
+        last.link_to(node)
+        last = node
+    sink = graph.add("abuffersink")
+    last.link_to(sink)
+    graph.configure()
+    graph.push(frame)
+    graph.push(None)
+    found = []
+    while True:
+        try:
+            found.append(graph.pull())
+        except (av.EOFError, av.BlockingIOError):
+            break
+    moved = np.concatenate([one.to_ndarray()[0] for one in found])
+    assert found[0].pts == 0 and moved.argmax() / rate == pytest.approx(0.5 - offset_s, abs=1 / rate)
