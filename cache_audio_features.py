@@ -1,4 +1,4 @@
-"""Encode the sound of every clip with wav2vec2 into the cache: `python cache_audio_features.py --help`."""
+"""Encode the sound of every clip into the cache: `python cache_audio_features.py --help`."""
 
 from common.config import parse, to_toml
 from common.errors import run

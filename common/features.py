@@ -22,7 +22,8 @@ class TensorSpec:
     first axis, `list` keeps one tensor a sample (lengths differ). `span_axis`: the axis that counts video frames of
     the whole source, to be cut to the clip's span by the batcher; None where the entry is already the clip's own.
     `halo`: rows of that axis which the batcher also reads on each side of the span (see `rows_of_span`); what is
-    stored does not depend on it.
+    stored does not depend on it. `absent`: what a sample without the feature gets, `zeros`, or `like`, the first rows
+    of another sample's tensor (encoded silence is much the same everywhere, and is not zero).
     """
 
     name: str
@@ -30,6 +31,7 @@ class TensorSpec:
     batching: Literal["stack", "list"] = "stack"
     span_axis: int | None = None
     halo: int = 0
+    absent: Literal["zeros", "like"] = "zeros"
 
 
 @dataclass(frozen=True)

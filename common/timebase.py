@@ -61,3 +61,15 @@ def omniavatar_frames_for_tokens(max_tokens: int, height: int, width: int) -> in
     frames = int(max_tokens * 16 * 16 * 4 / (height * width))
     frames = frames // 4 * 4 + 1 if frames % 4 else frames - 3
     return max(frames, 5)
+
+
+def full_chunk_rows(rows: int, longest: int, overlap: int) -> int:
+    """Rows of sound after padding, so that every chunk of `longest` frames is full; never fewer than `rows`.
+
+    The first chunk hears longest - 1 rows (its frame 0 is the reference picture), each later one longest - overlap new
+    ones. Source: OmniAvatar `scripts/inference.py` (audio.md 1.1, step 5).
+    """
+    first, step = longest - 1, longest - overlap
+    if rows < first:
+        return rows + first - rows % first
+    return rows + -(rows - first) % step

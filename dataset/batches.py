@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 import os
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -147,11 +148,24 @@ def _zeros(spec: TensorSpec, entry: FeatureEntry, one: TrainingItem) -> dict[str
     for axis, letter in enumerate(spec.shape.split()):
         if letter in one.sizes:
             shape[axis] = one.sizes[letter]
+    if spec.absent == "like" and "N" in spec.shape.split():
+        return {spec.name: _rows_like(spec, entry.like, shape)}
     zeros = {spec.name: torch.zeros(shape, dtype=_DTYPES[dtype])}
     if spec.halo and spec.span_axis is not None:
         shape[spec.span_axis] = spec.halo
         zeros |= {name: torch.zeros(shape, dtype=_DTYPES[dtype]) for name in (BEFORE, AFTER)}
     return zeros
+
+
+def _rows_like(spec: TensorSpec, path: Path, shape: list[int]) -> Tensor:
+    """Rows of another entry's tensor, to be as long as `shape`; where it is shorter its last row is repeated."""
+    from safetensors import safe_open
+
+    axis = spec.shape.split().index("N")
+    with safe_open(path, framework="pt") as file:
+        rows = file.get_tensor(spec.name).movedim(axis, 0)
+    places = torch.arange(shape[axis]).clamp(max=len(rows) - 1)
+    return rows[places].movedim(0, axis)
 
 
 @lru_cache(maxsize=64)

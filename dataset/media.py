@@ -41,7 +41,8 @@ def load_media(item: Item, span: Span | None, needs: Collection[str]) -> Media:
         sound=_sound(item, span) if "sound" in needs else None,
         voices={speaker: sound for speaker in further if (sound := _sound(item, span, speaker)) is not None},
         region_masks=region_masks(item, span) if span and "region_masks" in needs else None,
-        speaker_regions=speaker_masks(item, span) if span and SPEAKER_REGIONS in needs else None)
+        speaker_regions=speaker_masks(item, span) if span and SPEAKER_REGIONS in needs else None,
+        size=span.size if span else None)
 
 
 def _frames(item: Item, span: Span) -> np.ndarray:

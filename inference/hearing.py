@@ -12,7 +12,7 @@ from common.features import AFTER, AUDIO_HALO, BEFORE, rows_of_span
 from common.logs import get_logger
 from common.timebase import AUDIO_SAMPLE_RATE_HZ
 from wan.encoders.audio import AudioEncoder
-from wan.encoders.audio_features import conv_positions, hidden_states, normalise, receptive_field
+from wan.encoders.audio_base import HearingModel
 
 log = get_logger(__name__)
 
@@ -20,19 +20,18 @@ CONTEXT_S = 10.0
 """Sound on each side of a window's middle, which is heard and not kept (at most a quarter of the window)."""
 
 
-def hear(encoder: AudioEncoder, sound: Float[np.ndarray, " T"], *, rows: int, fps: float, window_s: float
+def hear(encoder: HearingModel, sound: Float[np.ndarray, " T"], *, rows: int, fps: float, window_s: float
          ) -> Float[Tensor, "N K D"]:
-    """All hidden states of a mono 16 kHz sound at `rows` video frames; beyond its end silence is heard.
+    """The states of a mono 16 kHz sound at `rows` video frames; beyond its end silence is heard.
 
     A sound of up to `window_s` seconds is encoded whole, as caches do. A longer one is normalised as a whole and then
     heard in windows of that length, of which the middle is kept: memory is that of one window, and the rows lie in a
     temporary file. Group norm and attention then reach over the window alone, so the numbers differ a little.
     """
-    if len(sound) <= window_s * AUDIO_SAMPLE_RATE_HZ:
+    if len(sound) <= window_s * AUDIO_SAMPLE_RATE_HZ or not encoder.hears_all_at_once:
         return encoder.encode(torch.from_numpy(sound), sample_rate=AUDIO_SAMPLE_RATE_HZ, fps=fps, frames=rows).cpu()
-    waveform = torch.from_numpy(sound)
-    if encoder.normalises:
-        waveform = normalise(waveform)
+    assert isinstance(encoder, AudioEncoder)
+    waveform = encoder.prepared(torch.from_numpy(sound), AUDIO_SAMPLE_RATE_HZ)
     states = _on_disk(rows, encoder.states, encoder.width)
     context = math.ceil(min(CONTEXT_S, window_s / 4) * fps)
     step = max(math.floor(window_s * fps) - 2 * context, 1)
@@ -41,25 +40,9 @@ def hear(encoder: AudioEncoder, sound: Float[np.ndarray, " T"], *, rows: int, fp
     for first in range(0, rows, step):
         last = min(first + step, rows)
         begin, end = max(first - context, 0), min(last + context, rows)
-        heard = _hear_window(encoder, waveform, range(begin, end), fps)
+        heard = encoder.encode_part(waveform, range(begin, end), fps)
         states[first:last] = heard[first - begin:last - begin]
     return states
-
-
-@torch.no_grad()
-def _hear_window(encoder: AudioEncoder, waveform: Float[Tensor, " T"], frames: range, fps: float
-                 ) -> Float[Tensor, "M K D"]:
-    """States of a part of the normalised waveform. It is cut on the grid of the convolutions, at any frame rate."""
-    strides, kernels = tuple(encoder.model.config.conv_stride), tuple(encoder.model.config.conv_kernel)
-    stride = math.prod(strides)
-    positions = conv_positions(frames.stop, fps, stride)[frames.start:]
-    first = math.floor(positions[0])
-    begin = first * stride
-    end = max(math.ceil(frames.stop * AUDIO_SAMPLE_RATE_HZ / fps),
-              math.ceil(positions[-1]) * stride + receptive_field(kernels, strides))
-    window = waveform[begin:end]
-    window = torch.nn.functional.pad(window, (0, end - begin - len(window))).to(encoder.device, encoder.dtype)
-    return hidden_states(encoder.model, window, [position - first for position in positions]).float().cpu()
 
 
 def _on_disk(*shape: int) -> Tensor:

@@ -88,14 +88,21 @@ def media_for(name: str, plan: Plan) -> Media:
 
 
 def hear_sounds(encoder: AudioFeatureEncoder, plan: Plan) -> tuple[dict[str, Tensor], ...]:
-    """Each speaker's whole sound: a row for every frame, up to the end of the last chunk at least."""
+    """Each speaker's whole sound: a row for every frame, up to the end of the last chunk at least.
+
+    Silence that is heard behind it to fill chunks leaves no row; beside the last frame a chunk hears its edge row, as a
+    cached clip does.
+    """
     lead = round(plan.timing.lead_s * AUDIO_SAMPLE_RATE_HZ)
     waveforms = [np.pad(mono16k(voice), (lead, 0)) for voice in plan.scene.voices]
     longest = max(len(waveform) for waveform in waveforms)
-    rows = max(plan.sound_rows, frames_in(longest / AUDIO_SAMPLE_RATE_HZ, plan.fps))
+    frames = frames_in(longest / AUDIO_SAMPLE_RATE_HZ, plan.fps)
+    kept = max(plan.sound_rows, frames)
+    rows = max(kept, plan.rows_heard(frames))
 
     def heard(waveform: np.ndarray) -> Tensor:
-        return hear(encoder.audio_encoder, waveform, rows=rows, fps=plan.fps, window_s=plan.request.audio_window)
+        return hear(encoder.audio_encoder, waveform, rows=rows, fps=plan.fps,
+                    window_s=plan.request.audio_window)[:kept]
 
     sounds = [{"states": heard(waveform)} for waveform in waveforms]
     if plan.hears_silence:

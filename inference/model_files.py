@@ -5,7 +5,9 @@ from pathlib import Path
 
 from common.errors import ConfigError, WeightsError, raise_all
 from inference.adapters import Adapters, read_adapters, refuse_misfits
+from inference.listening import preset_for, refuse_other_rows
 from inference.request import GenerationRequest
+from wan.audio_presets import OMNIAVATAR, AudioPreset
 from wan.variants import TASKS, Task, Variant, check_task, find_task
 from wan.weights.dit import DitFacts, inspect_dit, read_parameters
 
@@ -31,6 +33,8 @@ class ModelFiles:
     """What the DiT's file tells of itself."""
     task: Task
     adapters: Adapters
+    preset: AudioPreset = OMNIAVATAR
+    """How the sound is heard."""
 
     @property
     def variant(self) -> Variant:
@@ -60,7 +64,6 @@ def inspect_models(request: GenerationRequest) -> ModelFiles:
     raise_all(_path_problems(request), ConfigError, "model files")
     assert request.dit and request.vae and request.t5
     found = inspect_dit(request.dit)
-    _check_encoders(request)
     if request.task is not None:
         check_task(request.task, found.variant, request.dit)
     task = find_task(request.task) if request.task is not None else guess_task(found.variant, request.dit)
@@ -69,12 +72,16 @@ def inspect_models(request: GenerationRequest) -> ModelFiles:
     adapters = read_adapters(request, dict.fromkeys(name.rpartition(".")[0] for name in empties),
                              lambda name: read_parameters(dit, [name])[name])
     refuse_misfits(adapters, empties)
-    adapters.build_conditions(found.variant)
+    conditions = adapters.build_conditions(found.variant)
+    preset = preset_for(adapters, request)
+    _check_encoders(request, preset)
+    if request.wav2vec and request.audio:
+        refuse_other_rows(conditions, request.wav2vec, preset)
     return ModelFiles(request.dit, request.vae, request.t5, request.tokenizer, request.clip, request.wav2vec,
-                      found, task, adapters)
+                      found, task, adapters, preset)
 
 
-def _check_encoders(request: GenerationRequest) -> None:
+def _check_encoders(request: GenerationRequest, preset: AudioPreset) -> None:
     """Refuse files of other models, or in part, from their names and shapes; nothing is read on the meta device."""
     import wan
 
@@ -85,7 +92,7 @@ def _check_encoders(request: GenerationRequest) -> None:
     if request.clip:
         wan.load_image_encoder(request.clip, device="meta")
     if request.wav2vec and request.audio:
-        wan.load_audio_encoder(request.wav2vec, device="meta")
+        wan.load_audio_encoder(request.wav2vec, device="meta", preset=preset)
 
 
 def guess_task(variant: Variant, path: Path) -> Task:

@@ -75,7 +75,7 @@ class Models:
             "image_encoder": lambda: wan.load_image_encoder(self.path("image_encoder"), device=device,
                                                             dtype=parse_dtype(request.clip_dtype)),
             "audio_encoder": lambda: wan.load_audio_encoder(self.path("audio_encoder"), device=device,
-                                                            dtype=torch.float32),
+                                                            dtype=torch.float32, preset=files.preset),
             "vae": lambda: wan.load_vae(files.vae, dtype=parse_dtype(request.vae_dtype), device=device),
             "dit": self._load_dit,
             "conditions": self._load_conditions,

@@ -13,10 +13,12 @@ from common.timebase import (
     AUDIO_SAMPLE_RATE_HZ,
     ceil_frame_count,
     floor_frame_count,
+    full_chunk_rows,
     omniavatar_frames_for_tokens,
 )
 from inference.denoise import Sampling
 from inference.guidance import ClassifierFree, Guidance, Scale, TextThenAudio
+from inference.listening import fills_chunks
 from inference.model_files import ModelFiles
 from inference.request import GenerationRequest
 from inference.scene import Scene, read_scene
@@ -62,6 +64,8 @@ class Plan:
     """Where each speaker is heard, at latent size; None for one speaker who is heard everywhere."""
     hears_silence: bool = False
     """Whether a condition wants encoded silence in place of absent sound."""
+    fills_chunks: bool = False
+    """Whether the sound is heard with silence behind it until every chunk is full."""
 
     @property
     def fps(self) -> float:
@@ -127,6 +131,11 @@ class Plan:
         """Frames that the sound is heard at, to the end of the last chunk."""
         return self.segments[-1].rows(self.timing).stop
 
+    def rows_heard(self, rows: int) -> int:
+        """Rows of a sound of `rows` frames as it is heard: with the silence behind it, where chunks are filled."""
+        longest, overlap = _longest_chunk(self.request, self.size), self.request.overlap_frame
+        return full_chunk_rows(rows, longest, overlap) if self.fills_chunks and longest > overlap else rows
+
     @property
     def sound_lead_s(self) -> float:
         """Seconds of silence in front of the sound in the written video."""
@@ -186,7 +195,8 @@ def make_plan(request: GenerationRequest, files: ModelFiles) -> Plan:
     regions = speaker_regions(request, size, (size[1] // rows, size[0] // columns), mode)
     return Plan(request=filled, variant=files.variant, scene=scene, size=size, length=length, picture_mode=mode,
                 features=_features(request, files), starts_from_picture=adapters.starts_from_picture,
-                segments=segments, timing=timing, regions=regions, hears_silence=adapters.hears_silence)
+                segments=segments, timing=timing, regions=regions, hears_silence=adapters.hears_silence,
+                fills_chunks=timing.shift > 0 or fills_chunks(adapters))
 
 
 def _asked_size(request: GenerationRequest, files: ModelFiles, scene: Scene) -> tuple[int, int]:
@@ -209,7 +219,7 @@ def _segments(request: GenerationRequest, total: int, size: tuple[int, int], fps
     """The chunks of a video; without sound it is one, however long."""
     if scene.sound is None:
         return cut_into_segments(total, ceil_frame_count(total), 1, first_known=first_known)
-    longest = request.chunk_frames or omniavatar_frames_for_tokens(request.max_tokens, size[1], size[0])
+    longest = _longest_chunk(request, size)
     if problem := chunk_problem(total, longest, request.overlap_frame, fps):
         raise ConfigError(f"--audio {request.audio}: {problem}")
     if total > longest and request.end_image_path is not None:
@@ -218,6 +228,11 @@ def _segments(request: GenerationRequest, total: int, size: tuple[int, int], fps
     loudness = _loudness(scene.sound, total, fps, timing) if request.seams_in_pauses else None
     return cut_into_segments(total, longest, request.overlap_frame, first_known=first_known, whole=timing.shift > 0,
                              loudness=loudness)
+
+
+def _longest_chunk(request: GenerationRequest, size: tuple[int, int]) -> int:
+    """Frames of a full chunk at a size (width, height)."""
+    return request.chunk_frames or omniavatar_frames_for_tokens(request.max_tokens, size[1], size[0])
 
 
 def _loudness(sound: Sound, total: int, fps: float, timing: SoundTiming) -> list[float]:
@@ -247,6 +262,8 @@ def _filled(request: GenerationRequest, files: ModelFiles, size: tuple[int, int]
         "flow_shift": task.shift_for(*size),
         "guidance_scale": AUDIO_GUIDANCE if is_audio_driven else task.guidance,
         "negative_prompt": OMNIAVATAR_NEGATIVE_PROMPT if is_audio_driven else task.negative_prompt}
+    if is_audio_driven:
+        defaults["audio_preset"] = files.preset.name
     filled = {name: value for name, value in defaults.items() if getattr(request, name) is None}
     timing = _timing(request, files)
     filled |= {"audio_lead": timing.lead_s, "omniavatar_lead": timing.shift > 0}

@@ -3,6 +3,7 @@
 from common.fingerprint import weights_fingerprint
 from common.logs import get_logger
 from inference.adapters import Adapters
+from inference.listening import note_other_hearing
 from networks.metadata import Origin
 from wan.encoders.base import Encoder
 
@@ -15,6 +16,8 @@ FLAGS = {"text": "--t5", "clip": "--clip", "audio": "--wav2vec", "image_latents"
 def note_other_encoder(adapters: Adapters, encoder: Encoder) -> bool:
     """Warn where a LoRA's metadata tells of other weights for the encoder's feature; whether it did."""
     name = encoder.spec.name
+    if name == "audio":
+        note_other_hearing(adapters)
     files = {}
     for file, _ in adapters.files:
         origin = Origin.read(file.metadata)

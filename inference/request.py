@@ -9,6 +9,7 @@ from common.config import Section, flag
 from common.errors import ConfigError
 from common.timebase import floor_frame_count, is_valid_frame_count
 from inference.segments import overlap_problem
+from wan.audio_presets import PresetName
 from wan.variants import TASKS, find_task
 
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]
@@ -42,7 +43,10 @@ class ModelChoice(Section):
                                   group="Models")
     clip: Path | None = flag(None, "CLIP weights; image-to-video and first+last frame models need them",
                              group="Models")
-    wav2vec: Path | None = flag(None, "folder of wav2vec2-base-960h; --audio needs it", group="Models")
+    wav2vec: Path | None = flag(None, "folder of wav2vec2-base-960h, or of the audio encoder that the preset names; "
+                                      "--audio needs it", group="Models")
+    audio_preset: PresetName | None = flag(None, "whose way to hear (default: the one that the LoRA was trained with, "
+                                                 "else omniavatar; docs/audio.md)", group="Models")
     device: str | None = flag(None, "device to run on (default: cuda where there is one, else cpu)", group="Models")
     dit_dtype: str | None = flag(None, "precision of the DiT (default: bfloat16 on a GPU, or float16 where the file "
                                        "is; float32 on the CPU)", choices=DTYPES, group="Models")

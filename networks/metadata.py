@@ -101,6 +101,12 @@ class Origin:
         return cls(**known)
 
 
+def heard_by(metadata: Mapping[str, str]) -> dict[str, str]:
+    """How the sound of a file's training was encoded: options of the feature `audio`; empty where no file tells."""
+    origin = Origin.read(metadata)
+    return dict(origin.encoders.get("audio", {}).get("options", {})) if origin else {}
+
+
 def _as_text(value: Any) -> str:
     return json.dumps(value, default=str) if isinstance(value, (dict, list, tuple)) else str(value)
 

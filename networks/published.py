@@ -57,15 +57,20 @@ def _encoder(read: int, released: int) -> dict[str, str]:
     return {"audio_states": str(states), "audio_width": str(width)}
 
 
+def _heard(preset: str, loudness: str) -> dict[str, str]:
+    """Metadata by which a generation hears as the project does (`wan.audio_presets`)."""
+    return {"omnituner.encoders": json.dumps({"audio": {"options": {"preset": preset, "loudness": loudness}}})}
+
+
 OMNIAVATAR = Form(
     "OmniAvatar", "omniavatar_add", r"^audio_cond_projs\.|^audio_proj\.norm_out\.",
     r"audio_proj\..+|audio_cond_projs\..+|patch_embedding\.(weight|bias)", _omniavatar_settings,
     whole=("patch_embedding.weight", "patch_embedding.bias"),
-    facts={"omnituner.fps": "25.0", "omnituner.picture_mode": "omniavatar"})
+    facts={"omnituner.fps": "25.0", "omnituner.picture_mode": "omniavatar", **_heard("omniavatar", "as it is")})
 MULTITALK = Form(
     "MultiTalk/InfiniteTalk", "frame_xattn", r"\.audio_cross_attn\.|^audio_proj\.proj1_vf\.",
     r"audio_proj\..+|blocks\.\d+\.(audio_cross_attn|norm_x)\..+", _multitalk_settings,
-    facts={"omnituner.fps": "25.0"})
+    facts={"omnituner.fps": "25.0", **_heard("multitalk", "-23 LUFS")})
 FORMS = (OMNIAVATAR, MULTITALK)
 
 

@@ -20,6 +20,7 @@ from dataset.store import CacheStore
 from dataset.work import WorkEntry, by_clip, share, to_do, work_list
 from precompute.models import ModelFiles, build_encoders
 from precompute.processes import gather, process_index
+from precompute.voiced import tell_voiced
 
 if TYPE_CHECKING:
     from dataset.schema import AudioShort
@@ -80,6 +81,7 @@ def run(features: Sequence[str], dataset_config: str | os.PathLike[str], *, mode
     total.failed = [f"{one.name}: {one.reason}" for one in dataset.failed] + total.failed
     if rank == 0:
         _finish(total, names, store, jobs, prune)
+        tell_voiced(entries, store, jobs)
     return total
 
 

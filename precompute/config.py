@@ -2,10 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from common.config import Foreign, Section, flag
+from common.errors import ConfigError
+from common.timebase import floor_frame_count, is_valid_frame_count
 from dataset.schema import AudioShort
-from wan.encoders.specs import NullText, Scope
+from wan.audio_presets import PRESETS, PresetName, Scope, parse_loudness
+from wan.encoders.specs import NullText
 from wan.variants import TASKS
 
 _EVERY_SCRIPT = (
@@ -84,16 +88,68 @@ TEXT_FOREIGN = (
 )
 
 
-class AudioSettings(CacheSettings):
-    """Encode the sound of every clip with wav2vec2 into the cache."""
+class AudioChoice(Section):
+    """How the sound is heard."""
 
-    wav2vec: Path = flag(required=True, help="folder of wav2vec2-base-960h (config.json and model.safetensors)")
-    audio_scope: Scope = flag(
-        "file", "what wav2vec2 hears at once: file, the whole sound of a source, cut to each clip afterwards, as at "
-                "generation; clip, each clip's sound alone. The numbers differ, so the choice is kept in the cache")
+    audio_preset: PresetName = flag(
+        "omniavatar", "whose way to hear: model, hidden states, frame rate and loudness (table in docs/audio.md)")
+    audio_scope: Scope | None = flag(
+        None, "what the encoder hears at once: file, the whole sound of a source, cut to each clip afterwards, as at "
+              "generation; clip, each clip's sound alone. The numbers differ, so the choice is kept in the cache "
+              "(default: file; clip with --audio_preset fantasy)", choices=("file", "clip"))
+    audio_padding: Literal["exact", "chunk"] = flag(
+        "exact", "zeros behind the sound: exact, to the end of the last frame; chunk, until every chunk of a "
+                 "generation is full, as OmniAvatar does")
+    chunk_frames: int | None = flag(None, "with --audio_padding chunk: frames of a chunk, 4n+1, in place of "
+                                          "--max_tokens")
+    max_tokens: int = flag(30_000, "with --audio_padding chunk: the chunk's length as generate_video.py finds it from "
+                                   "the clip's size; needs --audio_scope clip, because a whole source has no size",
+                           ge=1)
+    overlap_frame: int = flag(13, "with --audio_padding chunk: frames, 4n+1, that chunks share")
+    audio_silence: bool = flag(False, "also store how silence of equal length is heard, for conditions with "
+                                      "null=silence")
+    audio_loudness: str | None = flag(None, "loudness that the sound is brought to first, in LUFS such as -23, or none "
+                                            "(default: the preset's)")
+    voice_activity: bool = flag(False, "also store how much of every frame is speech (needs silero-vad), and tell the "
+                                       "voiced share of the dataset")
+
+    def problems(self) -> Iterable[str]:
+        """Choices that do not go together."""
+        preset = PRESETS[self.audio_preset]
+        try:
+            parse_loudness(self.audio_loudness or "none")
+        except ConfigError as error:
+            yield str(error)
+        if not preset.is_by_frame and self.audio_scope == "file":
+            yield (f"--audio_scope file: --audio_preset {preset.name} keeps rows at 50 Hz, which are no video frames "
+                   "and cannot be cut to clips. Leave it out, or use clip.")
+        if self.audio_padding == "exact":
+            return
+        if not preset.pads:
+            yield (f"--audio_padding chunk: --audio_preset {preset.name} hears no zeros behind the sound that would "
+                   "depend on chunks. Leave it out.")
+        if self.chunk_frames is None and self.audio_scope != "clip":
+            yield ("--audio_padding chunk: the length of a chunk follows from the clip's size, and a whole source has "
+                   "none. Give --chunk_frames, or --audio_scope clip.")
+        for name, frames in (("chunk_frames", self.chunk_frames), ("overlap_frame", self.overlap_frame)):
+            if frames is not None and not is_valid_frame_count(frames):
+                near = floor_frame_count(max(frames, 1))
+                yield f"--{name} {frames}: chunks count 4n+1 frames. Use {near} or {near + 4}."
+        if self.chunk_frames is not None and self.chunk_frames <= self.overlap_frame:
+            yield (f"--chunk_frames {self.chunk_frames}: a chunk brings nothing new when it shares "
+                   f"{self.overlap_frame} frames (--overlap_frame). Use a longer one.")
 
 
-class ConditionSettings(LatentSettings):
+class AudioSettings(AudioChoice, CacheSettings):
+    """Encode the sound of every clip into the cache."""
+
+    wav2vec: Path = flag(required=True, help="folder of the audio encoder, such as wav2vec2-base-960h (config.json and "
+                                             "model.safetensors); which one is the preset's matter")
+    measure_offset: bool = flag(False, "measure by how many frames the sound of each source comes after its mouth, "
+                                       "where a mouth can be read; written to omnituner-offsets.json")
+
+
+class ConditionSettings(AudioChoice, LatentSettings):
     """Encode any features by name into the cache."""
 
     vae: Path | None = flag(None, "VAE weights, for features that need them")  # type: ignore[assignment]
@@ -101,6 +157,10 @@ class ConditionSettings(LatentSettings):
     tokenizer: Path | None = flag(None, "spiece.model for umT5")
     t5_dtype: str = flag("bfloat16", "precision of umT5")
     null_text: NullText = flag("empty", "what training shows in place of a caption that it drops")
-    wav2vec: Path | None = flag(None, "wav2vec2 folder, for the feature audio")
-    audio_scope: Scope = flag("file", "what wav2vec2 hears at once")
+    wav2vec: Path | None = flag(None, "folder of the audio encoder, for the feature audio")
     features: list[str] = flag(required=True, help="features to encode, for example: latents text audio")
+
+    def problems(self) -> Iterable[str]:
+        """Those of the sound and of the pictures."""
+        yield from AudioChoice.problems(self)
+        yield from LatentSettings.problems(self)

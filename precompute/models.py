@@ -8,13 +8,26 @@ from typing import Any
 from common.dtypes import parse_dtype
 from common.errors import ConfigError, nearest
 from common.speakers import speaker_of
+from wan.audio_presets import OMNIAVATAR, AudioPreset, Scope
 from wan.encoders.base import Encoder as FeatureEncoder
+from wan.encoders.features.audio import ChunkPadding
 from wan.encoders.features.voice import VoiceEncoder
 from wan.encoders.registry import FEATURES
-from wan.encoders.specs import Given, NullText, Scope
+from wan.encoders.specs import Given, NullText
 
 CLIP_HEADS = 16
 """Attention heads of ViT-H, the one CLIP tower that Wan models use; no file tells them."""
+
+
+@dataclass(frozen=True)
+class AudioOptions:
+    """How the sound is heard, and what is stored of it beside the states."""
+
+    preset: AudioPreset = OMNIAVATAR
+    scope: Scope | None = None
+    """None: the preset's own."""
+    padding: ChunkPadding | None = None
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class ModelFiles:
     device: str = "cpu"
     given: Given = "first"
     """Pictures that an image-to-video model is given."""
-    audio_scope: Scope = "file"
+    audio: AudioOptions = AudioOptions()
     null_text: NullText = "empty"
     """What stands for a caption that training drops."""
 
@@ -81,7 +94,7 @@ def _encoder(name: str, models: Mapping[Any, LazyModel], files: ModelFiles) -> F
     encoder = FEATURES[name]
     options: dict[str, Any] = {}
     if name == "audio":
-        options["scope"] = files.audio_scope
+        options |= {"scope": files.audio.scope, "padding": files.audio.padding, "more": files.audio.more}
     if name == "text":
         options["null"] = files.null_text
     if name in ("image_latents", "clip"):
@@ -132,8 +145,9 @@ def _audio_encoder(files: ModelFiles) -> LazyModel:
     def load() -> Any:
         from wan import load_audio_encoder
 
-        return load_audio_encoder(_there(files.wav2vec), dtype=torch.float32, device=files.device)
-    return LazyModel(load, dtype=torch.float32, **audio_facts(_there(files.wav2vec)))
+        return load_audio_encoder(_there(files.wav2vec), dtype=torch.float32, device=files.device,
+                                  preset=files.audio.preset)
+    return LazyModel(load, dtype=torch.float32, **audio_facts(_there(files.wav2vec), files.audio.preset))
 
 
 def _there(path: Path | None) -> Path:

@@ -4,9 +4,18 @@ from collections.abc import Sequence
 
 from common.devices import pick_device
 from precompute.caching import exit_code, run
-from precompute.config import AudioSettings, CacheSettings, ConditionSettings, LatentSettings, TextSettings
-from precompute.models import ModelFiles
-from wan.encoders.specs import Given
+from precompute.config import (
+    AudioChoice,
+    AudioSettings,
+    CacheSettings,
+    ConditionSettings,
+    LatentSettings,
+    TextSettings,
+)
+from precompute.models import AudioOptions, ModelFiles
+from wan.audio_presets import find_preset
+from wan.encoders.features.audio import ChunkPadding
+from wan.encoders.specs import SILENCE, VAD, Given
 from wan.variants import TASKS
 
 
@@ -33,8 +42,23 @@ def run_text(settings: TextSettings) -> int:
 
 def run_audio(settings: AudioSettings) -> int:
     """Sound features; the exit code."""
-    return _run(["audio"], settings, ModelFiles(wav2vec=settings.wav2vec, audio_scope=settings.audio_scope,
+    code = _run(["audio"], settings, ModelFiles(wav2vec=settings.wav2vec, audio=audio_options(settings),
                                                 device=pick_device(settings.device)))
+    if settings.measure_offset:
+        from precompute.offsets import measure_offsets
+
+        measure_offsets(settings.dataset_config, audio_short=settings.audio_short)
+    return code
+
+
+def audio_options(settings: AudioChoice) -> AudioOptions:
+    """How the sound is heard, from the flags."""
+    padding = None
+    if settings.audio_padding == "chunk":
+        padding = ChunkPadding(settings.chunk_frames, settings.max_tokens, settings.overlap_frame)
+    more = (*([SILENCE] if settings.audio_silence else []), *([VAD] if settings.voice_activity else []))
+    return AudioOptions(find_preset(settings.audio_preset, settings.audio_loudness), settings.audio_scope, padding,
+                        more)
 
 
 def run_conditions(settings: ConditionSettings) -> int:
@@ -43,7 +67,7 @@ def run_conditions(settings: ConditionSettings) -> int:
     return _run(settings.features, settings, ModelFiles(
         vae=settings.vae, t5=settings.t5, clip=settings.clip, wav2vec=settings.wav2vec, tokenizer=settings.tokenizer,
         vae_dtype=settings.vae_dtype, t5_dtype=settings.t5_dtype, clip_dtype=settings.clip_dtype,
-        device=pick_device(settings.device), given=_given(family), audio_scope=settings.audio_scope,
+        device=pick_device(settings.device), given=_given(family), audio=audio_options(settings),
         null_text=settings.null_text))
 
 

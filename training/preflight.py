@@ -20,6 +20,7 @@ from networks.lora_wan import DEFAULT_DIM
 from networks.merge import LoraMerge, merge_transform
 from networks.names import spellings
 from training.budget import within_budget
+from training.cached_sound import refuse_other_sound, sound_options
 from training.checkpoints import check_writable
 from training.clips import find_clips, find_dataset, hold_out, read_one, require_null_text
 from training.config import NetworkSection, TrainConfig
@@ -130,6 +131,7 @@ def check(config: TrainConfig) -> Plan:
         clips = within_budget(clips, showing.max_tokens, model.variant.patch, needs_end=task.family == "flf2v")
     conditions = _build_conditions(wanted, clips, model.variant)
     check_showing(showing, dataset, clips, conditions)
+    refuse_other_sound(conditions, clips, start, config.data.dataset_config)
     validation = config.validation
     clips, held_out = hold_out(clips, share=validation.validation_split, count=validation.validation_count,
                                seed=validation.validation_seed)
@@ -281,6 +283,6 @@ def _build_conditions(wanted: Mapping[str, Mapping[str, str]], clips: Sequence[T
     if not wanted:
         return {}
     fullest = max(clips, key=lambda clip: sum(entry.path is not None for entry in clip.entries))
-    features = read_one(fullest).features.features
-    return {name: build_condition(name, {**find_condition(name).settings_from_features(features), **settings}, variant)
-            for name, settings in wanted.items()}
+    features, told = read_one(fullest).features.features, {"audio": sound_options(clips)}
+    return {name: build_condition(name, {**find_condition(name).settings_from_features(features, told), **settings},
+                                  variant) for name, settings in wanted.items()}

@@ -16,7 +16,8 @@ class Media:
     `region_masks` by region (face, lip; those that the clip has), `speaker_regions` one for each speaker.
     `sound` is float32 mono at 16 kHz ``[T]``: the clip's span or the whole file, as the encoder's scope says;
     `voices` are those of the second and further speakers, by their number (`common.speakers`).
-    `n_frames` video frames at `fps` frames a second is the clip's length, also where `frames` is None.
+    `n_frames` video frames at `fps` frames a second is the clip's length, also where `frames` is None. `size` is the
+    bucket's (width, height); None for a whole source, which has none.
     """
 
     n_frames: int
@@ -29,3 +30,4 @@ class Media:
     voices: Mapping[int, np.ndarray] = field(default_factory=dict)
     region_masks: Mapping[str, np.ndarray] | None = None
     speaker_regions: tuple[np.ndarray, ...] | None = None
+    size: tuple[int, int] | None = None

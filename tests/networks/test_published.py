@@ -15,7 +15,7 @@ from networks.files import save_network
 from networks.formats import read_lora
 from networks.lora_wan import create_network
 from networks.merge import LoraMerge
-from networks.metadata import ModelSpec, Origin, training_metadata
+from networks.metadata import ModelSpec, Origin, heard_by, training_metadata
 from networks.publish import publish
 from tests.tiny_dit import tiny_dit, tiny_variant
 import tools.export_network
@@ -83,6 +83,7 @@ def test_released_sizes_are_recorded_like_our_own(golden: Path) -> None:
     assert recorded_conditions(metadata) == {
         "omniavatar_add": {"audio_hidden": "32", "audio_states": "0", "audio_width": "64"}}
     assert Origin.read(metadata).fps == 25.0  # type: ignore[union-attr]
+    assert heard_by(metadata) == {"preset": "omniavatar", "loudness": "as it is"}
 
 
 def test_the_published_width_is_known_as_wav2vec2_base(write: Callable[..., Path], released: dict[str, Tensor]) -> None:
@@ -197,6 +198,8 @@ def _multitalk() -> tuple[Condition, dict[str, Tensor]]:
 def test_a_multitalk_file_is_read_and_written_back_bit_for_bit(tmp_path: Path) -> None:
     condition, published = _multitalk()
     save_file(published, tmp_path / "multitalk.safetensors")
+    metadata = read_lora(tmp_path / "multitalk.safetensors").metadata
+    assert heard_by(metadata) == {"preset": "multitalk", "loudness": "-23 LUFS"}
     dit = tiny_dit()
     [read] = _fill(tmp_path / "multitalk.safetensors", dit).values()
     assert read.settings == condition.settings

@@ -67,10 +67,12 @@ class Condition(nn.Module):
         return cls.Settings(**parsed)
 
     @classmethod
-    def settings_from_features(cls, features: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    def settings_from_features(cls, features: Mapping[str, Mapping[str, Tensor]],
+                               told: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, str]:
         """Settings, as text, that the features themselves decide (widths of an encoder); used for a fresh condition.
 
-        `features` are those of one item or batch. What the user sets stands above them.
+        `features` are those of one item or batch, `told` the options by which they were encoded. What the user sets
+        stands above them.
         """
         return {}
 

@@ -189,8 +189,8 @@ class FrameCrossAttention(AudioCondition):
         self.blocks = nn.ModuleList(HearingBlock(variant, settings.token_width) for _ in range(variant.layers))
 
     def read(self, states: Float[Tensor, "B M K D"]) -> Float[Tensor, "B M R D"]:
-        """The layers' outputs, without the transformer's input."""
-        return states[:, :, 1:]
+        """The layers' outputs: without the transformer's input, where the feature holds it."""
+        return states[:, :, states.shape[2] - self.frame_width // states.shape[3]:]
 
     def prepare(self, batch: FeatureBatch, grid: tuple[int, int, int]) -> FrameCrossAttentionState:
         """State from the feature `audio`; ConditionError where it is missing or of other frames or widths."""

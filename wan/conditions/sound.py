@@ -26,8 +26,9 @@ class AudioSettings:
     """Settings of every audio condition; the defaults fit wav2vec2-base."""
 
     audio_states: int = 13
-    """Hidden states that the audio encoder gives a frame (layers + 1). 0: not known, as with a released file that
-    tells no more than the width of all that it reads of a frame, which is `audio_width` then."""
+    """Hidden states that the audio encoder gives a frame: layers + 1, also where a condition does not read the first
+    one and the feature leaves it out (`multitalk`). 0: not known, as with a released file that tells no more than the
+    width of all that it reads of a frame, which is `audio_width` then."""
     audio_width: int = 768
     """Width of one hidden state."""
     null: str = "zeros"
@@ -74,12 +75,32 @@ class AudioCondition(Condition):
         self.gains = parse_gain(settings.audio_gain, self.blocks_heard, self.name)
 
     @classmethod
-    def settings_from_features(cls, features: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    def settings_from_features(cls, features: Mapping[str, Mapping[str, Tensor]],
+                               told: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, str]:
         """The audio encoder's states and width."""
         if "audio" not in features:
             return {}
         states, width = features["audio"]["states"].shape[-2:]
-        return {"audio_states": str(states), "audio_width": str(width)}
+        is_left_out = cls.extra_states < 0 and (told or {}).get("audio", {}).get("states", "").startswith("layers")
+        return {"audio_states": str(states - cls.extra_states if is_left_out else states), "audio_width": str(width)}
+
+    def fits(self, states: int, width: int) -> bool:
+        """Whether the condition can read frames of so many hidden states of that width.
+
+        One that does not read the first states also takes features which leave exactly those out.
+        """
+        settings = self.settings
+        counts = {states, states - self.extra_states} if self.extra_states < 0 else {states}
+        if settings.audio_states:
+            return width == settings.audio_width and settings.audio_states in counts
+        return any((count + self.extra_states) * width == settings.audio_width for count in counts)
+
+    @property
+    def wanted_rows(self) -> str:
+        """What it reads of a frame, for messages."""
+        settings = self.settings
+        return (f"{settings.audio_states} states of width {settings.audio_width}" if settings.audio_states
+                else f"{settings.audio_width} numbers")
 
     @property
     def frame_width(self) -> int:
@@ -131,13 +152,9 @@ class AudioCondition(Condition):
         states = self.float32(audio[key])  # B N K D
         settings, frames = self.settings, video_frame_count(grid[0])
         found = [states.shape[1], *states.shape[2:]]
-        expected = [frames, settings.audio_states, settings.audio_width]
-        if settings.audio_states:
-            fits, wanted = found == expected, str(expected)
-        else:
-            fits = found[0] == frames and (found[1] + self.extra_states) * found[2] == settings.audio_width
-            wanted = f"{frames} frames of which {settings.audio_width} numbers are read"
-        if not fits:
+        wanted = (str([frames, settings.audio_states, settings.audio_width]) if settings.audio_states
+                  else f"{frames} frames of which {settings.audio_width} numbers are read")
+        if found[0] != frames or not self.fits(*found[1:]):
             raise ConditionError(
                 f"condition '{self.name}': audio features are {found} (frames, states, width); expected {wanted}. "
                 "Encode the sound of this clip with the audio encoder of this condition.")

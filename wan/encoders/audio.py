@@ -11,9 +11,20 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
-from common.errors import MediaError, WeightsError
+from common.errors import WeightsError
 from common.timebase import AUDIO_SAMPLE_RATE_HZ, frames_in
-from wan.encoders.audio_features import conv_positions, hidden_states, normalise, padded_length, receptive_field
+from wan.audio_presets import OMNIAVATAR, PRESETS, AudioPreset
+from wan.encoders.audio_base import SoundEncoder
+from wan.encoders.audio_features import (
+    conv_frames,
+    conv_positions,
+    hidden_states,
+    normalise,
+    padded_length,
+    receptive_field,
+    s2v_positions,
+    states_at,
+)
 from wan.encoders.detect import need
 from wan.weights.files import read_json
 from wan.weights.load import load_into
@@ -30,29 +41,18 @@ NOT_NEEDED = ("masked_spec_embed", "lm_head.", "quantizer.", "project_q.", "proj
 """Parts that only training or other tasks use. Many files lack `masked_spec_embed`; it is never asked for."""
 
 
-class AudioEncoder:
-    """Sound to all hidden states of wav2vec2, one row for each video frame."""
+class AudioEncoder(SoundEncoder):
+    """Sound to the hidden states of wav2vec2 that the preset keeps, one row for each video frame (`fantasy`: 50 Hz)."""
 
-    def __init__(self, model: nn.Module, *, normalises: bool = True) -> None:
-        self.model = model
-        self.normalises = normalises
+    def __init__(self, model: nn.Module, *, normalises: bool = True, preset: AudioPreset = OMNIAVATAR) -> None:
+        super().__init__(model, preset, normalises=normalises)
         self._kernels = tuple(model.config.conv_kernel)
         self._strides = tuple(model.config.conv_stride)
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What is computed in and returned."""
-        return next(self.model.parameters()).dtype
-
-    @property
     def states(self) -> int:
-        """Hidden states of a frame: layers + 1."""
-        return self.model.config.num_hidden_layers + 1
+        """States of a row; of all presets but `omniavatar` and `s2v` fewer than layers + 1."""
+        return self.preset.count(self.model.config.num_hidden_layers)
 
     @property
     def width(self) -> int:
@@ -67,45 +67,77 @@ class AudioEncoder:
     @torch.no_grad()
     def encode(self, waveform: Float[Tensor, " T"], *, sample_rate: int, fps: float | int | Fraction,
                frames: int | None = None) -> Float[Tensor, "F K D"]:
-        """All K hidden states at each of F = ceil(seconds * fps) video frames, or of `frames` of them.
+        """The kept states at each of F = ceil(seconds * fps) video frames, or of `frames` of them.
 
-        The given waveform is normalised as a whole, then zeros are appended up to the duration of the frames, as
-        OmniAvatar does; `frames` beyond the sound are silence, and with fewer of them the transformer still hears all.
+        The given waveform is brought to the preset's loudness and normalised as a whole. Where the frame rate comes
+        before the transformer, zeros are then appended up to the duration of the frames, as OmniAvatar does; `frames`
+        beyond the sound are silence, and with fewer of them the transformer still hears all. Where it comes after (S2V)
+        nothing is appended and rows beyond the sound are zero. Without frames (`fantasy`) there is a row every 20 ms.
         Other rates than 16 kHz are resampled (soxr HQ). MediaError for less than 25 ms, or numbers that are not finite.
         """
-        waveform = self._prepared(waveform, sample_rate)
+        waveform = self.prepared(waveform, sample_rate)
         heard = max(frames_in(len(waveform) / AUDIO_SAMPLE_RATE_HZ, fps), 1)
         wanted = heard if frames is None else frames
-        rows = max(heard, wanted)
-        missing = padded_length(rows, fps, self._kernels, self._strides) - len(waveform)
-        waveform = F.pad(waveform, (0, max(missing, 0))).to(self.dtype)
-        positions = conv_positions(rows, fps, math.prod(self._strides))
-        return hidden_states(self.model, waveform, positions)[:wanted]
+        if self.preset.rate == "before":
+            rows = max(heard, wanted)
+            missing = padded_length(rows, fps, self._kernels, self._strides) - len(waveform)
+            waveform = F.pad(waveform, (0, max(missing, 0))).to(self.dtype)
+            positions = conv_positions(rows, fps, math.prod(self._strides))
+            return self._kept(hidden_states(self.model, waveform, positions)[:wanted])
+        states = self._kept(hidden_states(self.model, waveform.to(self.dtype), None))
+        return states if self.preset.rate == "none" else states_at(states, s2v_positions(range(wanted), fps,
+                                                                                         len(states)))
 
-    def _prepared(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        if waveform.ndim != 1:
-            raise MediaError(f"the audio encoder takes one channel, not a tensor of shape {list(waveform.shape)}.")
-        if not waveform.isfinite().all():
-            raise MediaError("the sound holds NaN or infinity; decode it again.")
-        if sample_rate != AUDIO_SAMPLE_RATE_HZ:
-            from common.media.sound import Sound
+    @torch.no_grad()
+    def encode_part(self, prepared: Float[Tensor, " T"], frames: range, fps: float) -> Float[Tensor, "M K D"]:
+        """States at some of the frames of a long sound (`prepared` as a whole), of which only that part is heard.
 
-            waveform = torch.from_numpy(Sound(waveform[None].float().cpu().numpy(), sample_rate).mono_16k)
-        if len(waveform) < self.min_samples:
-            raise MediaError(f"the sound has {len(waveform)} samples at 16 kHz; the audio encoder needs "
-                             f"{self.min_samples} (25 ms). Give a longer sound.")
-        waveform = waveform.to(self.device, torch.promote_types(self.dtype, torch.float32))
+        It is cut on the grid of the convolutions, at any frame rate. Group norm and attention reach over the part.
+        """
+        stride = math.prod(self._strides)
+        is_before = self.preset.rate == "before"
+        places: list[Fraction | None] = (
+            [*conv_positions(frames.stop, fps, stride)[frames.start:]] if is_before
+            else s2v_positions(frames, fps, conv_frames(len(prepared), self._kernels, self._strides)))
+        known = [place for place in places if place is not None]
+        if not known:
+            return torch.zeros(len(frames), self.states, self.width)
+        first = math.floor(known[0])
+        begin = first * stride
+        end = math.ceil(known[-1]) * stride + self.min_samples
+        end = (max(math.ceil(frames.stop * AUDIO_SAMPLE_RATE_HZ / fps), end) if is_before
+               else min(end + stride - 1, len(prepared)))
+        window = prepared[begin:end]
+        window = F.pad(window, (0, end - begin - len(window))).to(self.device, self.dtype)
+        local = [None if place is None else place - first for place in places]
+        if is_before:
+            states = hidden_states(self.model, window, [place for place in local if place is not None])
+            return self._kept(states).float().cpu()
+        return states_at(self._kept(hidden_states(self.model, window, None)), local).float().cpu()
+
+    def prepared(self, waveform: Tensor, sample_rate: int) -> Float[Tensor, " T"]:
+        """The waveform as the model hears it: 16 kHz, the preset's loudness, normalised as a whole."""
+        waveform = self.mono_16k(waveform, sample_rate)
         return normalise(waveform) if self.normalises else waveform
+
+    def _kept(self, states: Float[Tensor, "N K D"]) -> Float[Tensor, "N K D"]:
+        """The last ones of all states: every preset leaves out only what comes first."""
+        return states[:, states.shape[1] - self.states:]
 
 
 def load_audio_encoder(folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32,
-                       device: torch.device | str = "cpu") -> AudioEncoder:
-    """The wav2vec2 model in a Hugging Face `folder`, frozen. float32 is what OmniAvatar uses.
+                       device: torch.device | str = "cpu", preset: AudioPreset = OMNIAVATAR) -> Any:
+    """The `AudioEncoder` (or `WhisperEncoder`) of a Hugging Face `folder`, frozen. float32 is what OmniAvatar uses.
 
-    Raises WeightsError when config.json is missing or of another model, or weights and config do not fit.
+    Raises WeightsError when config.json is missing or of another model than `preset` hears with, or weights and config
+    do not fit.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder, preset)
+    if preset.model == "whisper":
+        from wan.encoders.whisper import load_whisper_encoder
+
+        return load_whisper_encoder(folder, config, dtype=dtype, device=device, preset=preset)
     model = build_audio_encoder(config)
     with open_weights(folder, preferred=PREFERRED) as source:
         prefix = "wav2vec2." if any(key.startswith("wav2vec2.") for key in source) else ""
@@ -113,13 +145,18 @@ def load_audio_encoder(folder: str | os.PathLike[str], *, dtype: torch.dtype = t
         names = {key: _origin(source, prefix + key) for key in model.state_dict()}
         load_into(model, source, names, dtype=dtype, device=device,
                   ignored=lambda key: key.removeprefix(prefix).startswith(NOT_NEEDED))
-    return AudioEncoder(model, normalises=_normalises(folder))
+    return AudioEncoder(model, normalises=_normalises(folder), preset=preset)
 
 
-def audio_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a folder's config tells of its AudioEncoder without loading weights: `states` and `normalises`."""
-    config = _read_config(Path(folder))
-    return {"states": int(config.get("num_hidden_layers", 12)) + 1, "normalises": _normalises(Path(folder))}
+def audio_facts(folder: str | os.PathLike[str], preset: AudioPreset = OMNIAVATAR) -> dict[str, Any]:
+    """What a folder's config tells of its encoder, weights unread: `states`, `width`, `normalises`, `preset`."""
+    config = read_config(Path(folder), preset)
+    if preset.model == "whisper":
+        layers, width, normalises = int(config.get("encoder_layers", 4)), int(config.get("d_model", 384)), False
+    else:
+        layers, width = int(config.get("num_hidden_layers", 12)), int(config.get("hidden_size", 768))
+        normalises = _normalises(Path(folder))
+    return {"states": preset.count(layers), "width": width, "normalises": normalises, "preset": preset}
 
 
 def build_audio_encoder(config: dict[str, Any]) -> nn.Module:
@@ -133,16 +170,19 @@ def build_audio_encoder(config: dict[str, Any]) -> nn.Module:
                                             attn_implementation="sdpa"))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, preset: AudioPreset) -> dict[str, Any]:
+    """The folder's config.json; WeightsError where it is missing or of another kind of model than the preset's."""
     if not folder.is_dir():
         raise WeightsError(f"{folder}: the audio encoder is a folder with config.json and the weights, and this is "
                            f"{'a file' if folder.exists() else 'not there'}. {REMEDY}")
     if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder}: no config.json. {REMEDY}")
     config = _read_settings(folder / "config.json")
-    if config.get("model_type") != "wav2vec2":
-        kind = config.get("model_type")
-        raise WeightsError(f"{folder}: config.json is of a model of type '{kind}', not 'wav2vec2'. {REMEDY}")
+    if (kind := config.get("model_type")) != preset.model:
+        other = next((one.name for one in PRESETS.values() if one.model == kind), None)
+        remedy = (f"Give --audio_preset {other}, or the folder of {preset.released}." if other
+                  else REMEDY if preset.model == "wav2vec2" else f"Give the folder of {preset.released}.")
+        raise WeightsError(f"{folder}: config.json is of a model of type '{kind}', not '{preset.model}'. {remedy}")
     return config
 
 

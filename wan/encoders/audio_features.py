@@ -1,8 +1,9 @@
 """wav2vec2 hidden states at a video's frame rate: the computation, without files.
 
-Recipe of OmniAvatar (`scripts/inference.py`, `OmniAvatar/models/wav2vec.py`): normalise the waveform, append zeros,
-convolutions at 50 Hz, linear interpolation to the frame rate *before* the transformer, all hidden states. The loop over
-the layers is our own: transformers 4.57 and 5.x return different hidden states (or none) from the same call.
+OmniAvatar's recipe (`scripts/inference.py`, `OmniAvatar/models/wav2vec.py`): normalise the waveform, append zeros,
+convolutions at 50 Hz, linear interpolation to the frame rate *before* the transformer, all hidden states. Wan2.2-S2V
+interpolates *after* it. The loop over the layers is our own: transformers 4.57 and 5.x return different hidden states
+(or none) from the same call.
 """
 
 from fractions import Fraction
@@ -55,6 +56,30 @@ def conv_positions(frames: int, fps: float | int | Fraction, stride: int) -> lis
     """Where on the axis of the convolutions' frames (50 Hz) each video frame begins: 50 i / fps, exactly."""
     step = Fraction(AUDIO_SAMPLE_RATE_HZ, stride) / as_fraction(fps)
     return [i * step for i in range(frames)]
+
+
+S2V_ROWS_HZ = 30
+"""Rate that Wan2.2-S2V brings the states to, of which it then picks one for each video frame."""
+
+
+def s2v_positions(frames: range, fps: float | int | Fraction, conv_frames: int) -> list[Fraction | None]:
+    """Where Wan2.2-S2V reads the states at 50 Hz for each of `frames`; None beyond the sound, whose row is zero.
+
+    The states are interpolated (ends on ends) to int(conv_frames / 50 * 30) rows, and frame j takes the row
+    round(j * 30 / fps), halves to even (at 24 fps the original rounds them by a float that changes with the number of
+    frames). Source: Wan2.2 `wan/modules/s2v/audio_encoder.py`.
+    """
+    rows = max(int(conv_frames / 50 * S2V_ROWS_HZ), 1)
+    step = Fraction(conv_frames - 1, rows - 1) if rows > 1 else Fraction(0)
+    picked = [round(frame * S2V_ROWS_HZ / as_fraction(fps)) for frame in frames]
+    return [row * step if row < rows else None for row in picked]
+
+
+def states_at(states: Float[Tensor, "C K D"], positions: list[Fraction | None]) -> Float[Tensor, "N K D"]:
+    """Linear interpolation of finished states along C at fractional indices; zeros where a position is None."""
+    read = at_positions(states.flatten(1)[None], [position or Fraction(0) for position in positions])[0]
+    heard = torch.tensor([position is not None for position in positions], device=states.device)
+    return (read * heard[:, None].to(read)).unflatten(1, states.shape[1:])
 
 
 def at_positions(features: Float[Tensor, "B C D"], positions: list[Fraction]) -> Float[Tensor, "B N D"]:

@@ -1,7 +1,7 @@
 """Names and contracts of the cached features that this package makes; imports no torch, so that `--help` can list them.
 
-Letters of the shapes: F, H, W latent frames, height and width; N video frames; L, T tokens; K hidden states; D width;
-S speakers.
+Letters of the shapes: F, H, W latent frames, height and width; N video frames; R rows of sound at 50 Hz; L, T tokens;
+K hidden states; D width; S speakers.
 """
 
 from dataclasses import replace
@@ -9,6 +9,7 @@ from typing import Literal
 
 from common.features import AUDIO_HALO, FeatureSpec, KeyPart, TensorSpec
 from common.speakers import SPEAKER_REGIONS, audio_feature
+from wan.audio_presets import Scope
 
 Given = Literal["first", "first_last"]
 """Which frames of the clip an image-to-video model is given."""
@@ -16,8 +17,8 @@ NullText = Literal["empty", "negative"]
 """What a dropped prompt is in training: the empty prompt, or the one that audio-driven generation leads away from."""
 NULL = "null"
 """Tensor of the feature `text` that holds the embedding of the dropped prompt."""
-Scope = Literal["file", "clip"]
-"""How much sound an audio encoder hears at once: the whole source file, or the clip's span alone."""
+SILENCE, VAD = "silence", "vad"
+"""Tensors that `audio` may hold beside `states`."""
 
 CLIP_KEY: tuple[KeyPart, ...] = ("source", "span", "size")
 
@@ -44,12 +45,22 @@ def clip_spec(given: Given = "first") -> FeatureSpec:
     return FeatureSpec("clip", 1, CLIP_KEY, tuple(TensorSpec(name, "T D") for name in names))
 
 
-def audio_spec(scope: Scope = "file") -> FeatureSpec:
-    """Contract of `audio`: a row for each video frame; of the whole source, to be cut, or of the clip alone."""
-    keyed_by: tuple[KeyPart, ...] = ("source",) if scope == "file" else ("source", "span")
+def audio_spec(scope: Scope = "file", *, is_by_frame: bool = True, is_by_size: bool = False,
+               more: tuple[str, ...] = ()) -> FeatureSpec:
+    """Contract of `audio`: a row for each video frame; of the whole source, to be cut, or of the clip alone.
+
+    `is_by_frame` False: rows at 50 Hz. `is_by_size`: what is padded depends on the clip's size. `more`: the tensors
+    `silence` (rows of encoded silence) and `vad` (share of each video frame that is speech).
+    """
     of_file = scope == "file"
-    states = TensorSpec("states", "N K D", span_axis=0 if of_file else None, halo=AUDIO_HALO if of_file else 0)
-    return FeatureSpec("audio", 1, keyed_by, (states,), command="cache_audio_features.py")
+    keyed_by: tuple[KeyPart, ...] = ("source",) if of_file else ("source", "span")
+    axis = 0 if of_file else None
+    rows = "N K D" if is_by_frame else "R K D"
+    tensors = [TensorSpec("states", rows, span_axis=axis, halo=AUDIO_HALO if of_file else 0)]
+    tensors += [TensorSpec(name, "N" if name == VAD else rows, span_axis=axis,
+                           absent="like" if name == SILENCE else "zeros") for name in more]
+    return FeatureSpec("audio", 1, (*keyed_by, "size") if is_by_size else keyed_by, tuple(tensors),
+                       command="cache_audio_features.py")
 
 
 def voice_spec(first: FeatureSpec, speaker: int) -> FeatureSpec:

@@ -83,6 +83,27 @@ def tiny_wav2vec2_config(**changes: object):
 
 
 @pytest.fixture(scope="session")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Whisper (8 encoder layers of width 16), as transformers saves it."""
+    from transformers import WhisperModel
+
+    folder = tmp_path_factory.mktemp("whisper")
+    torch.manual_seed(0)
+    WhisperModel(tiny_whisper_config()).save_pretrained(folder)
+    return folder
+
+
+def tiny_whisper_config(**changes: object):
+    """Config of a Whisper with 8 encoder layers of width 16 over 8 mel bins."""
+    from transformers import WhisperConfig
+
+    sizes = {"d_model": 16, "encoder_layers": 8, "encoder_attention_heads": 2, "encoder_ffn_dim": 24, "num_mel_bins": 8,
+             "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 24, "vocab_size": 60,
+             "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 4}
+    return WhisperConfig(**(sizes | changes))
+
+
+@pytest.fixture(scope="session")
 def spiece() -> bytes:
     """A sentencepiece model with umT5's special ids: padding 0, end 1, unknown 2."""
     text = ["a woman speaks to the camera in a quiet room", "a man walks through the rain in a city at night",
