@@ -9,6 +9,7 @@ unseen faces say five unseen utterances, and measures mouths against sounds. On 
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 import sys
@@ -19,6 +20,12 @@ sys.path.insert(0, str(ROOT))
 
 from common.errors import run  # noqa: E402
 from tools.proof.recipe import DESIGNS  # noqa: E402
+
+
+def replaced(pairs: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """`pairs` of name=value, those of `others` in the place of equal names, new ones behind."""
+    named = {pair.partition("=")[0]: pair for pair in (*pairs, *others)}
+    return tuple(named.values())
 
 
 def main() -> int:
@@ -33,7 +40,10 @@ def main() -> int:
                         "chunk, stitched in this way (default: pixel)")
     parser.add_argument("--speech", type=Path, help="the minute of speech (default: synthesised, needs espeak-ng)")
     parser.add_argument("--two_speakers", action="store_true", help="also two speakers in one picture")
-    parser.add_argument("--network_args", nargs="+", default=[], help="more of them, after the protocol's")
+    parser.add_argument("--network_args", nargs="+", default=[], help="more of them, or others in "
+                        "the place of the protocol's")
+    parser.add_argument("--name", default="", help="put what is made into OUT/DESIGN-NAME, beside other trials")
+    parser.add_argument("--cached", action="store_true", help="the caches in --out are whole: do not look again")
     parser.add_argument("--keep", action="store_true", help="use the trained files that are in --out already")
     arguments = parser.parse_args()
 
@@ -47,16 +57,17 @@ def main() -> int:
     for design in arguments.designs:
         recipe = DESIGNS[design]
         recipe = replace(recipe, steps=arguments.steps or recipe.steps,
-                         network_args=(*recipe.network_args, *arguments.network_args))
-        commands = Commands(arguments.out.resolve(), recipe, folder=design)
+                         network_args=replaced(recipe.network_args, arguments.network_args))
+        commands = Commands(arguments.out.resolve(), recipe, folder=f"{design}-{arguments.name}".strip("-"))
         if not (arguments.keep and commands.lora("after").exists()):
             commands.begin()
-            commands.cache()
+            if not arguments.cached:
+                commands.cache()
             commands.train()
         unseen = commands.media / "unseen"
         items = make_items(unseen_faces(unseen)[:recipe.faces], unseen_sounds(unseen)[:recipe.sounds], recipe.seed)
         summary = measure_items(items, commands.generate("after", items))
-        outcomes.append(Outcome(design, count_parameters(commands.lora("after")),
+        outcomes.append(Outcome(commands.folder, count_parameters(commands.lora("after")),
                                 step_seconds(commands.result / "lora" / "metrics.jsonl"), summary))
         if arguments.long is not None:
             from tools.proof.long import long_speech
@@ -68,7 +79,7 @@ def main() -> int:
 
             reports.append(two_speakers(commands))
     text = "\n".join([table(outcomes), *(one.text for one in reports)])
-    report = arguments.out / "designs.md"
+    report = arguments.out / f"{'-'.join([*arguments.designs, arguments.name]).strip('-')}.md"
     report.write_text(text, encoding="utf-8")
     print(f"\n{text}\n{shown(report.resolve())}, {time.monotonic() - started:.0f} s")
     return int(not (all(one.is_good for one in outcomes) and all(one.is_good for one in reports)))

@@ -52,8 +52,6 @@ SHOWN = ("--prefix_frames", "1", "--prefix_dropout", "0", "--audio_dropout", "0"
 RATES = ("omniavatar_add.audio_hidden=64", "condition_lr=2e-2", "patch_lr=3e-4", "loraplus_lr_ratio=8")
 """`--network_args` of both demos."""
 
-KNOWN = ()
-
 DEMO = Recipe(
     steps=450, batch_size=1, target_frames=33, spans=1, network_dim=16, learning_rate=1e-3, network_args=RATES,
     shift=3, validation_count=4, validate_every=150, infer_steps=12, guidance_scale=1, faces=1, sounds=1,
@@ -66,7 +64,10 @@ FULL = Recipe(
     train_args=HIGH_NOISE + SHOWN)
 """`make demo-full`: as long as it needs."""
 
-PROTOCOL = replace(FULL, train_args=(*HIGH_NOISE, *KNOWN), validation_count=4)
+GOING_ON = ("--prefix_frames", "1", "13", "--prefix_dropout", "0", "--audio_dropout", "0", "--text_dropout", "0",
+            "--audio_text_dropout", "0", "--reference_dropout", "0")
+"""Half of the samples start from a picture, half go on from 13 frames, as the chunks of a long video do."""
+PROTOCOL = replace(FULL, train_args=HIGH_NOISE + GOING_ON)
 DESIGNS = {
     "omniavatar_add": PROTOCOL,
     "frame_xattn": replace(PROTOCOL, conditions="frame_xattn,reference_channels", network_args=(
