@@ -142,7 +142,7 @@ def test_omniavatars_lead_moves_the_sound_by_a_frame_and_its_silence(ask_long, l
 
 
 def test_memory_is_that_of_one_chunk(ask_long, tmp_path):
-    """Bytes of all living tensors while a chunk is sampled: the same in chunk 8 as in chunk 2."""
+    """Bytes of all living tensors while a chunk is sampled: in chunk 8 no more than in chunk 2, and level between."""
     held = []
 
     def watch(step: Step, sample: torch.Tensor) -> None:
@@ -152,7 +152,9 @@ def test_memory_is_that_of_one_chunk(ask_long, tmp_path):
         held.append(sum(storages.values()))
 
     generate(ask_long(save_path=tmp_path / "talk.mp4"), watch=watch)
-    assert len(held) == 8 and abs(held[-2] - held[1]) <= 0.001 * held[1], held
+    # Chunk 2 may still hold what the first one's features left behind; the last chunk is shorter.
+    assert len(held) == 8 and max(held[2:]) <= held[1], held
+    assert len(set(held[2:-1])) == 1, held
 
 
 @pytest.mark.parametrize(("stitch", "error"), [("pixel", Interrupted), ("latent", KeyboardInterrupt)])
