@@ -84,6 +84,14 @@ def test_the_rate_is_a_cosine_of_the_steps_and_the_clock_only_shortens_it() -> N
     assert short.progress >= 1 and rates[-1] < 0.01
 
 
+def test_the_first_step_may_compile_without_taking_from_the_course() -> None:
+    course = training.Course(settings_of(steps=4, minutes=0.5 / 60))
+    for step in course:
+        time.sleep(1.2 if step == 1 else 0)
+    assert course.step == 4  # with the first step, the second that a course has at least would be over
+    assert course.passed < 1.1
+
+
 def test_masters_keep_what_bfloat16_would_lose_and_end_with_the_mean() -> None:
     model = torch.nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     with torch.no_grad():
@@ -141,6 +149,23 @@ def test_batches_mark_the_mouths_and_spoil_their_share(bank: Bank) -> None:
     assert Batches(bank, "cpu", 0).draw(4, 9, 32).video.shape == (4, 3, 9, 32, 32)
 
 
+def test_a_pass_that_is_tried_before_training_teaches_nothing(bank: Bank) -> None:
+    assert train_vae.sizes_of(16, 81, 128) == ((16, 33, 64), (4, 81, 128))
+    assert train_vae.sizes_of(2, 9, 32) == ((2, 9, 16), (1, 9, 32))
+    vae = Vae(VaeShape(width=4))
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    made, shapes = train_vae.make_pass(vae, "cpu"), []
+
+    def forward(batch, noise):
+        shapes.append((tuple(batch.video.shape), tuple(noise.shape)))
+        return made(batch, noise)
+
+    train_vae.try_pass(vae, forward, Batches(bank, "cpu", 0), (4, 5, 32))
+    assert shapes == [((4, 3, 5, 32, 32), (4, 16, 2, 4, 4))]
+    assert all(parameter.grad is None for parameter in vae.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vae.state_dict().items())
+
+
 def test_the_vae_learns_and_its_folded_latents_are_normalised(bank: Bank) -> None:
     torch.manual_seed(0)
     vae = Vae(VaeShape(width=4))
@@ -182,6 +207,15 @@ def test_the_vae_and_the_dit_train_by_their_commands(speech: Path, tmp_path: Pat
     assert record["summary"]["latent_deviation"] == pytest.approx(1, abs=0.3)
     assert {"unseen_psnr_db", "unseen_mouth_r", "rendered_mouth_r"} <= set(record["summary"])
     assert wan.load_vae(tmp_path).shape.width == 4
+    further = tmp_path / "further"
+    assert command(train_vae, monkeypatch, further, "--speech", speech, *SIZES, "--steps", "3", "--decoder_of",
+                   tmp_path) == 0
+    before, after = (wan.load_vae(folder).state_dict() for folder in (tmp_path, further))
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith(("encoder.", "conv1."))} <= kept  # its latents stay
+    assert not {"decoder.conv1.weight", "decoder.head.2.weight", "conv2.weight"} & kept
+    record = json.loads((further / "train_vae_decoder.json").read_text())
+    assert record["steps"] == 3 and {row["side"] for row in record["log"]} == {32}  # whole clips
 
     monkeypatch.setattr(train_dit, "VARIANT", train_dit.Variant(
         dim=128, ffn_dim=64, layers=1, heads=1, in_channels=16, out_channels=16, text_dim=train_dit.TEXT_DIM))

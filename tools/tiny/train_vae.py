@@ -1,6 +1,9 @@
 """Train the small VAE 2.1 on rendered talking heads; writes Wan2.1_VAE.pth in the official layout.
 
     python -m tools.tiny.train_vae OUT_DIR --speech speech.npz
+    python -m tools.tiny.train_vae OUT_DIR --speech speech.npz --decoder_of FOLDER --rate 1e-3 --steps 2600
+
+The second trains only the decoder of a VAE further, on whole clips: its latents, and so a DiT's, stay as they are.
 
 Most steps see quarters of the pictures for 33 frames, the last ones whole clips of 81 frames: colours drift in clips
 much longer than a VAE was trained on. A quarter of the clips is spoiled on purpose (other colours, clips mixed, four in
@@ -13,9 +16,12 @@ import argparse
 from collections.abc import Callable
 from contextlib import nullcontext
 import math
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 import time
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +29,10 @@ from common.errors import run
 from tools.tiny.bank import Bank
 from tools.tiny.banks import add_bank_flags, bank_of
 from tools.tiny.fast_convs import decode_means, encode_means, use_picture_convs
-from tools.tiny.training import Course, Masters, add_training_flags, start, write_record
+from tools.tiny.training import Course, Masters, add_training_flags, allow_tf32, start, write_record
 from tools.tiny.vae_batches import SPOILED, Batch, Batches, as_video
 from tools.tiny.write import VAE_FILE, save_pth
+import wan
 from wan.modules.vae import LATENT_MEAN, LATENT_STD, Vae
 from wan.modules.vae_coders import VaeShape
 
@@ -41,7 +48,7 @@ FIRST_WEIGHT = 8.0
 from. Without it the first frames came out at 26.9 dB, all together at 32.1."""
 SHORT = 33
 """Frames of the quarters."""
-QUARTERS = 0.82
+QUARTERS = 0.75
 """Share of the steps that see quarters of the pictures; the others see whole ones, a quarter as many clips."""
 UNSEEN = 48
 """Clips of the measurement."""
@@ -84,19 +91,66 @@ def make_pass(vae: Vae, device: str) -> Pass:
     return lambda batch, noise: made(batch.video, batch.mouth, noise)
 
 
-def train(vae: Vae, batches: Batches, course: Course, size: int) -> None:
-    """Train along `course` with `size` clips a step; the model ends with the running mean of its weights."""
+def sizes_of(size: int, frames: int, side: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Clips, frames and side of a batch of quarters, and of one of whole clips."""
+    return (size, min(SHORT, frames), side // 2), (max(1, size // 4), frames, side)
+
+
+def latent_shape(video: Tensor) -> tuple[int, ...]:
+    """``B 16 F h w`` of a video ``B 3 N H W``."""
+    return (len(video), 16, (video.shape[2] + 3) // 4, *(n // 8 for n in video.shape[3:]))
+
+
+def try_pass(vae: Vae, forward: Pass, batches: Batches, size: tuple[int, int, int]) -> None:
+    """Run one batch there and back, so that the pass is compiled for its size; nothing is learnt."""
+    batch = batches.draw(*size)
+    forward(batch, torch.zeros(latent_shape(batch.video), device=batches.device))[0].backward()
+    for parameter in vae.parameters():
+        parameter.grad = None
+
+
+def freeze_encoder(vae: Vae) -> None:
+    """Let only the decoder learn."""
+    for part in (vae.encoder, vae.conv1):
+        part.requires_grad_(False)
+
+
+def compile_whole(width: int, size: int, frames: int, side: int, is_frozen: bool) -> None:
+    """Compile the pass for whole clips into torch's cache on disk: in a process of its own, beside the quarters' pass.
+
+    What is compiled depends on the sizes, not on pictures or weights.
+    """
+    bank = Bank(np.zeros((1, frames, side, side, 3), np.uint8), [""], np.zeros((1, frames, 1)),
+                np.zeros((1, frames, 1, 4), np.uint16))
+    allow_tf32()
+    vae = Vae(VaeShape(width=width)).to("cuda").train()
+    if is_frozen:
+        freeze_encoder(vae)
+    try_pass(vae, make_pass(vae, "cuda"), Batches(bank, "cuda", 0), sizes_of(size, frames, side)[1])
+    print("compiled ahead for whole clips", flush=True)
+
+
+def train(vae: Vae, batches: Batches, course: Course, size: int, *, share: float = QUARTERS,
+          ahead: BaseProcess | None = None) -> None:
+    """Train along `course` with `size` clips a step; the model ends with the running mean of its weights.
+
+    The first `share` of the course sees quarters, the rest whole clips. On a GPU the pass is compiled for both sizes
+    before the course begins; `ahead` has done most of the second.
+    """
     device = batches.device
     forward, masters = make_pass(vae, device), Masters(vae, decay=1e-3)
     random = torch.Generator(device).manual_seed(1)
-    side, frames = batches.pictures.shape[2], batches.pictures.shape[1]
+    quarters, whole = sizes_of(size, batches.pictures.shape[1], batches.pictures.shape[2])
+    if device == "cuda":
+        if share > 0:
+            try_pass(vae, forward, batches, quarters)
+        if ahead is not None:
+            ahead.join()
+        try_pass(vae, forward, batches, whole)
     for _ in course:
-        if course.progress < QUARTERS:
-            batch = batches.draw(size, min(SHORT, frames), side // 2)
-        else:
-            batch = batches.draw(max(1, size // 4), frames, side)
-        shape = (len(batch.video), 16, (batch.video.shape[2] + 3) // 4, *(n // 8 for n in batch.video.shape[3:]))
-        loss, error, deviation = forward(batch, torch.randn(shape, generator=random, device=device))
+        batch = batches.draw(*(quarters if course.progress < share else whole))
+        noise = torch.randn(latent_shape(batch.video), generator=random, device=device)
+        loss, error, deviation = forward(batch, noise)
         loss.backward()
         masters.step(course.rate)
         if course.is_logged:
@@ -133,26 +187,46 @@ def means_of(vae: Vae, bank: Bank, device: str, clips: int = 64) -> Tensor:
     return torch.cat([encode_means(vae, as_video(part.to(device))) for part in parts])
 
 
+def fresh_or_further(settings: argparse.Namespace) -> Vae:
+    """A VAE with random weights, or the one of `--decoder_of` with a frozen encoder; float32 on the CPU."""
+    if settings.decoder_of is None:
+        return Vae(VaeShape(width=settings.width)).train()
+    vae = wan.load_vae(settings.decoder_of).float().train().requires_grad_()
+    freeze_encoder(vae)
+    return vae
+
+
 def main() -> int:
     """Train, fold, save, and measure what was saved on scenes that training never saw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write Wan2.1_VAE.pth and train_vae.json to")
     add_bank_flags(parser, clips=1600)
-    add_training_flags(parser, steps=4400, minutes=15, rate=2e-3, batch=16)
+    add_training_flags(parser, steps=4700, minutes=15, rate=2e-3, batch=16)
     parser.add_argument("--width", type=int, default=WIDTH, help=f"channels of the finest stage (default {WIDTH})")
+    parser.add_argument("--decoder_of", type=Path, help="VAE file, or its folder: train only its decoder further, on "
+                        "whole clips")
     settings = parser.parse_args()
     device = start(settings)
     started = time.monotonic()
+    further, ahead = settings.decoder_of is not None, None
+    vae = fresh_or_further(settings)
+    if device == "cuda" and not settings.render_only:
+        ahead = get_context("spawn").Process(target=compile_whole, args=(
+            vae.shape.width, settings.batch, settings.frames, settings.size, further))
+        ahead.start()
     seen = bank_of(settings, clips=settings.clips, seed=0)
     unseen = bank_of(settings, clips=min(UNSEEN, settings.clips), seed=1)
     if settings.render_only:
         return 0
     rendered = time.monotonic()
     print(f"rendered in {rendered - started:.0f} s", flush=True)
-    vae = Vae(VaeShape(width=settings.width)).to(device).train()
+    vae = vae.to(device)
     course = Course(settings)
-    train(vae, Batches(seen, device, settings.seed), course, settings.batch)
-    fold_statistics(vae.eval(), means_of(vae, seen, device))
+    train(vae, Batches(seen, device, settings.seed), course, settings.batch, share=0.0 if further else QUARTERS,
+          ahead=ahead)
+    vae.eval()
+    if not further:
+        fold_statistics(vae, means_of(vae, seen, device))
     trained = time.monotonic()
     save_pth(settings.out / VAE_FILE, {key: t.to("cpu", torch.bfloat16) for key, t in vae.state_dict().items()})
 
@@ -160,7 +234,8 @@ def main() -> int:
 
     summary = {"seconds_of_rendering": round(rendered - started, 1),
                "seconds_of_training": round(trained - rendered, 1)}
-    write_record(settings.out / "train_vae.json", settings, course,
+    record = "train_vae_decoder.json" if further else "train_vae.json"
+    write_record(settings.out / record, settings, course,
                  summary | measure(settings.out / VAE_FILE, unseen, device))
     return 0
 

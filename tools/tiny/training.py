@@ -39,9 +39,14 @@ def start(settings: argparse.Namespace) -> str:
                           "be above 0.")
     settings.until = time.monotonic() + 60 * settings.minutes
     torch.manual_seed(settings.seed)
+    allow_tf32()
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def allow_tf32() -> None:
+    """Let a GPU multiply in TF32 and choose its fastest convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Course:
@@ -61,9 +66,10 @@ class Course:
 
     def __iter__(self) -> Iterator[int]:
         """Step numbers from 1."""
-        started = time.monotonic()
-        seconds = max(self.until - started, 1.0)
         for step in range(1, self.total + 1):
+            if step <= 2:  # the first step also compiles what was not yet: the course's time begins behind it
+                started = time.monotonic()
+                seconds = max(self.until - started, 1.0)
             self.passed = time.monotonic() - started
             self.progress = max((step - 1) / self.total, self.passed / seconds)
             if self.progress >= 1:
@@ -91,11 +97,11 @@ class Course:
 
 
 class Masters:
-    """float32 copies of parameters of any dtype, which AdamW steps, and their running mean."""
+    """float32 copies of a model's trained parameters, of any dtype, which AdamW steps, and their running mean."""
 
     def __init__(self, model: nn.Module, *, betas: tuple[float, float] = (0.9, 0.99), decay: float = 0.01,
                  mean: float = 0.999) -> None:
-        self.used = list(model.parameters())
+        self.used = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.full = [p.detach().float().clone().requires_grad_() for p in self.used]
         self.mean = [p.detach().clone() for p in self.full]
         self.memory, self.count = mean, 0
