@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from common.errors import CacheError, ConfigError, NetworkFileError, UserError, raise_all
+from common.errors import ConfigError, NetworkFileError, UserError, raise_all
 from common.logs import get_logger
 from dataset.open import Dataset
 from dataset.plan import TrainingItem
@@ -27,11 +27,10 @@ from training.config import NetworkSection, TrainConfig
 from training.optimizers import optimizer_class, parse_arguments
 from training.regions import RegionWeights, masked_clips, needed_masks, region_weights
 from training.schedules import SCHEDULES, ScheduleSettings, check_schedule
-from training.showing import SOUND, Showing, resolve
+from training.showing import Showing, resolve
 from training.timesteps import TimestepSettings, check_settings
 from wan.conditions.base import Condition
 from wan.conditions.registry import build_condition, find_condition, refuse_mixture
-from wan.conditions.sound import SILENCE, AudioCondition
 from wan.modules.attention import check_backend
 from wan.modules.dit import WanDiT
 from wan.variants import Task, Variant, check_task, find_task
@@ -166,18 +165,11 @@ def _check_settings(config: TrainConfig, problems: _Problems) -> None:
 
 def check_showing(showing: Showing, dataset: Dataset, clips: Sequence[TrainingItem],
                   conditions: Mapping[str, Condition]) -> None:
-    """Refuse what the caches and clips have no room for: null texts, encoded silence, given frames; all at once."""
+    """Refuse what the caches and clips have no room for: null texts, given frames; all at once."""
     problems = _Problems()
     if showing.needs_null_text:
         with problems.collected():
             require_null_text(dataset, clips)
-    for name, condition in conditions.items():
-        if showing.needs_null_sound and isinstance(condition, AudioCondition) and condition.settings.null == SILENCE:
-            heard = next(clip for clip in clips if all(one.path for one in clip.entries if one.spec.name == SOUND))
-            if SILENCE not in read_one(heard).features.features[SOUND]:
-                problems.found.append(CacheError(
-                    f"the sound is to be dropped (--audio_dropout) and {name}.null = silence, but the cached '{SOUND}' "
-                    f"holds no encoded silence. Use {name}.null=zeros, or --audio_dropout 0 --audio_text_dropout 0."))
     shortest = min(showing.prefix_frames)
     if any(condition.starts_from_picture for condition in conditions.values()) and showing.prefix_dropout < 1:
         short = [clip.name for clip in clips
