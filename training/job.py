@@ -11,6 +11,7 @@ from common.features import FeatureBatch
 from dataset.batches import LoadedBatch
 from dataset.plan import TrainingItem
 from networks.lora import LoraNetwork
+from training.corruption import corrupted_prefix
 from training.drawn import Place, dropped, prefix_counts, with_dropouts, with_prefix
 from training.loop import BatchLoss
 from training.regions import RegionWeights
@@ -82,7 +83,9 @@ class VideoJob:
         showing, place = self.settings.showing, Place(batch.positions, self.settings.seed, self._epoch)
         latents, features = self._loaded(batch)
         if self.starts_from_picture:
-            features = with_prefix(features, latents, batch.items, prefix_counts(showing, place, latents.shape[2]))
+            counts = prefix_counts(showing, place, latents.shape[2])
+            given = corrupted_prefix(latents, counts, place, showing.prefix_corruption)
+            features = with_prefix(features, given, batch.items, counts)
         return latents, with_dropouts(features, dropped(showing, place))
 
     @property

@@ -40,6 +40,9 @@ class ShowingSection(Section):
     prefix_dropout: float | None = flag(
         None, "share of samples of which no frame is given " + _WHERE_IT_HEARS.format(SHARES["prefix_dropout"]),
         ge=0, le=1)
+    prefix_corruption: float = flag(
+        0.0, "spoil given frames beyond the first by up to this, 0 to 1: blur, colours, noise, as a long generation "
+             "does; 0.3 makes long videos drift less", ge=0, le=1)
     audio_dropout: float | None = flag(
         None, "share of samples without their sound: zeros, or silence with the condition's setting null=silence "
         + _WHERE_IT_HEARS.format(SHARES["audio_dropout"]), ge=0, le=1)
@@ -96,6 +99,7 @@ class Showing:
     prefix_weights: tuple[float, ...] = (1.0,)
     """How often each is; all above 0."""
     prefix_dropout: float = 0.0
+    prefix_corruption: float = 0.0
     audio_dropout: float = 0.0
     text_dropout: float = 0.0
     audio_text_dropout: float = 0.0
@@ -139,7 +143,7 @@ def resolve(section: ShowingSection, kinds: Mapping[str, "type[Condition]"]) -> 
     weights = section.prefix_weights or [1.0] * len(frames)
     drawn = [(length, weight) for length, weight in zip(frames, weights, strict=True) if weight > 0]
     return Showing(prefix_frames=tuple(length for length, _ in drawn), prefix_weights=tuple(one for _, one in drawn),
-                   **shares, max_tokens=section.max_tokens,
+                   prefix_corruption=section.prefix_corruption, **shares, max_tokens=section.max_tokens,
                    min_frames=(section.min_frames or MIN_FRAMES) if section.random_length else None)
 
 
@@ -150,7 +154,7 @@ def _hears(kinds: Mapping[str, "type[Condition]"]) -> bool:
 def _contradictions(section: ShowingSection, kinds: Mapping[str, "type[Condition]"]) -> Iterator[str]:
     trained = f"this run trains {' and '.join(kinds)}" if kinds else "this run trains no condition"
     if not any(kind.starts_from_picture for kind in kinds.values()):
-        for name in ("prefix_frames", "prefix_dropout"):
+        for name in ("prefix_frames", "prefix_dropout", "prefix_corruption"):
             if getattr(section, name):
                 yield (f"--{name} needs a condition that starts from a picture (omniavatar_add, reference_channels); "
                        f"{trained}. An image-to-video model has its picture through channels of its own.")

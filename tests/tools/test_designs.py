@@ -13,9 +13,7 @@ from common.media.video import write_video
 from common.tensorfile import save_tensors
 from evaluation.sync import speech_envelope
 from inference.guidance import Step
-from tools.heads.clip import render_clip
-from tools.heads.laws import FPS, mouth_curves
-from tools.heads.scene import draw_scene
+from tools.heads.laws import FPS
 from tools.heads.write import RATE_HZ
 from tools.proof.commands import SET, train_command
 from tools.proof.designs import Outcome, count_parameters, table
@@ -24,7 +22,7 @@ from tools.proof.long import LongResult, jumps, words_of
 from tools.proof.measure import Summary
 from tools.proof.memory import ChunkMemory
 from tools.proof.recipe import DESIGNS, PROTOCOL
-from tools.proof.two_speakers import PAIRS, mouths_against_sounds
+from tools.proof.two_speakers import PAIRS, frames_of, mouths_against_sounds, render_pair
 from training.config import TrainConfig
 
 
@@ -88,11 +86,9 @@ def test_each_mouth_of_a_rendered_pair_follows_its_own_sound(tmp_path: Path) -> 
     import soundfile
 
     waves = [soundfile.read(path, dtype="float32")[0] for path in sounds]
-    curves = [mouth_curves(wave, RATE_HZ, 81) for wave in waves]
-    clip = render_clip(draw_scene(2000, 2), curves, size=128, frames=81)
-    write_video(tmp_path / "two.mp4", clip.pictures, fps=FPS, sound=Sound(np.stack(waves).sum(0, keepdims=True) / 2,
-                                                                          RATE_HZ))
-    found = mouths_against_sounds(tmp_path / "two.mp4", sounds)
+    write_video(tmp_path / "two.mp4", render_pair(2000, sounds), fps=FPS,
+                sound=Sound(np.stack(waves).sum(0, keepdims=True) / 2, RATE_HZ))
+    found = mouths_against_sounds(frames_of(tmp_path / "two.mp4"), sounds)
     assert min(found[0, 0], found[1, 1]) > 0.95
     assert max(abs(found[0, 1]), abs(found[1, 0])) < 0.2
 
