@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.media.picture import fit_exact
-from inference.colour import match_colours
+from inference.colour import ease_seam, match_colours, match_latents
 from inference.inputs import Prepared
 from inference.plan import Plan
 from inference.segments import Segment
@@ -37,24 +37,35 @@ def make_chunks(prepared: Prepared, vae: Vae, sample: SampleChunk,
     """The chunks of a plan, in order; of those that `saved` knows the latents are taken from there.
 
     With `--stitch pixel` the last frames of a chunk, after the colours are matched, are encoded again and given to the
-    next one (OmniAvatar); with `latent` its last latents are, and decoding goes on without a break. No more than one
-    chunk is held.
+    next one (OmniAvatar); with `latent` its last latents are, and decoding goes on without a break. `--sink reference`
+    puts the picture in the place of the first frame that is handed on. No more than one chunk is held.
     """
     plan = prepared.plan
     decode = _pixel_decoder(vae) if plan.request.stitch == "pixel" else _stream_decoder(vae)
     tail: Tensor | None = None
     before: Tensor | None = None
+    first: Tensor | None = None
     for segment in plan.segments:
         if segment.new.start >= plan.shown_frames:
             return
         latents = saved(segment)
         if latents is None:
-            asked = prepared if before is None or tail is None else _following(prepared, segment, before, tail, vae)
+            asked = prepared
+            if before is not None and tail is not None:
+                asked = _following(prepared, segment, _handed_on(plan, before, first), tail, vae)
             latents = sample(asked, segment)
         frames = _matched(plan, decode(latents, segment))
+        if tail is not None:
+            frames = ease_seam(frames, tail[:, -1], plan.request.ease_seams)
         yield Chunk(segment, latents, frames[:, :plan.shown_frames - segment.new.start])
         tail = _tail(tail, frames, plan.request.overlap_frame)
         before = latents
+        first = latents[:, 1:] if first is None and plan.request.color_match else first
+
+
+def _handed_on(plan: Plan, before: Tensor, first: Tensor | None) -> Tensor:
+    """Latents of a chunk as the next one takes them over: with --color_match at the first chunk's statistics."""
+    return before if first is None else match_latents(before, first, plan.request.color_match)
 
 
 def _following(prepared: Prepared, segment: Segment, before: Tensor, tail: Tensor, vae: Vae) -> Prepared:
@@ -62,6 +73,9 @@ def _following(prepared: Prepared, segment: Segment, before: Tensor, tail: Tenso
         known = before[:, -segment.known_latents:]
     else:
         known = vae.encode(tail[None])[0].float().cpu()
+    if prepared.plan.request.sink == "reference":
+        reference = prepared.batch.features["reference_latents"]["latents"][0]
+        known = torch.cat((reference, known[:, 1:]), dim=1)
     channels = _image_latents(prepared.plan, segment, tail, vae) if "image_latents" in prepared.batch.features else None
     return prepared.following(segment, known, channels)
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_STILL = 0.15
+"""Difference, of -1…1, above which a point counts as moved and not as drawn anew: 19 of 255 levels."""
 _LEAST_SPREAD = 1e-3
 """Of a channel, below which it is taken as flat and only shifted."""
 
@@ -29,6 +31,41 @@ def match_colours(frames: Float[Tensor, "3 F H W"], reference: Float[Tensor, "3 
         moved = _rgb(((lab - mean) * scale + wanted[0]).astype(np.float32))
         matched[:, index] = rearrange(torch.lerp(frame.float().cpu(), moved, strength), "h w c -> c h w")
     return matched.clamp_(-1, 1)
+
+
+def match_latents(latents: Float[Tensor, "C F H W"], like: Float[Tensor, "C T H W"], strength: float
+                  ) -> Float[Tensor, "C F H W"]:
+    """Latents whose channels' mean and spread are moved towards those of `like` by `strength` 0…1.
+
+    The same against drift as `match_colours`, for chunks that hand on latents: contrast and colour of a picture lie in
+    the statistics of the channels.
+    """
+    if strength == 0 or like.shape[1] == 0:
+        return latents
+    axes = (1, 2, 3)
+    spread = latents.std(axes, keepdim=True).clamp(min=_LEAST_SPREAD)
+    matched = (latents - latents.mean(axes, keepdim=True)) * (like.std(axes, keepdim=True) / spread)
+    return torch.lerp(latents, matched + like.mean(axes, keepdim=True), strength)
+
+
+def ease_seam(frames: Float[Tensor, "3 F H W"], before: Float[Tensor, "3 H W"], length: int
+              ) -> Float[Tensor, "3 F H W"]:
+    """Frames in -1…1 after a seam, whose small differences to the frame `before` it fade over the first `length`.
+
+    A new chunk draws still things a little anew, which is seen as one step. d = before - frames[0], taken as it is
+    where it is small and not at all where it is large (what moves), is added with a weight that falls evenly to 0:
+    frame j + (1 - (j + 1) / (length + 1)) d exp(-(|d| / 0.15)^2).
+    """
+    length = min(length, frames.shape[1])
+    if length == 0:
+        return frames
+    difference = before - frames[:, 0]
+    size = difference.abs().amax(0, keepdim=True)
+    still = difference * torch.exp(-(size / _STILL) ** 2)
+    weight = 1 - torch.arange(1, length + 1, dtype=frames.dtype) / (length + 1)
+    eased = frames.clone()
+    eased[:, :length] += weight[:, None, None] * still[:, None]
+    return eased.clamp_(-1, 1)
 
 
 def _lab(picture: Float[Tensor, "H W 3"]) -> Float[np.ndarray, "H W 3"]:

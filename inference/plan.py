@@ -300,6 +300,9 @@ def _input_problems(request: GenerationRequest, files: ModelFiles) -> list[str]:
         if path is not None and not path.exists():
             problems.append(f"--{flag} {path}: no such file")
     takes_picture = family != "t2v" or "reference_latents" in heard
+    if request.sink == "reference" and "reference_latents" not in heard:
+        problems.append("--sink reference: no file of --lora_weight has a condition that shows the model a reference "
+                        "picture (omniavatar_add, reference_channels). Leave it out")
     if request.image_path is None and (family in ("i2v", "flf2v") or "reference_latents" in heard):
         needs = f"a {family} model" if family != "t2v" else f"the condition '{next(iter(files.adapters.conditions))}'"
         problems.append(f"--image_path is required: {needs} starts from a picture")

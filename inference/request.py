@@ -172,6 +172,11 @@ class LongChoice(Section):
     stitch: Literal["pixel", "latent"] = flag("pixel", "how they are taken over: decoded and encoded again, as "
                                                        "OmniAvatar does, or as the latents that they are",
                                               group="Long video")
+    sink: Literal["none", "reference"] = flag("none", "what stands in the first of the frames that a chunk takes over: "
+                                                      "none, that frame, or reference, the picture itself, against "
+                                                      "drift over many chunks", group="Long video")
+    ease_seams: int = flag(0, "frames over which small differences at a seam fade: what stands still is drawn a little "
+                              "anew by every chunk (12 is half a second)", group="Long video", ge=0)
     seams_in_pauses: bool = flag(False, "let chunks end where nobody speaks; they get up to a third shorter",
                                  group="Long video")
     color_match: float = flag(0.0, "how far each frame's colours (mean and spread in Lab) are brought back to the "

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.errors import run  # noqa: E402
-from tools.proof.recipe import DESIGNS  # noqa: E402
+from tools.proof.recipe import DESIGNS, LONG  # noqa: E402
 
 
 def replaced(pairs: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
@@ -36,8 +36,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "demo-run" / "designs", help="folder for everything that is "
                         "made (default: demo-run/designs)")
     parser.add_argument("--steps", type=int, help="training steps, in place of the protocol's")
-    parser.add_argument("--long", nargs="*", choices=("pixel", "latent"), help="also say a minute of speech, chunk by "
-                        "chunk, stitched in this way (default: pixel)")
+    parser.add_argument("--long", action="store_true", help="also go on training for long videos, and say a minute of "
+                        "speech, chunk by chunk")
     parser.add_argument("--speech", type=Path, help="the minute of speech (default: synthesised, needs espeak-ng)")
     parser.add_argument("--two_speakers", action="store_true", help="also two speakers in one picture")
     parser.add_argument("--network_args", nargs="+", default=[], help="more of them, or others in "
@@ -69,11 +69,16 @@ def main() -> int:
         summary = measure_items(items, commands.generate("after", items))
         outcomes.append(Outcome(commands.folder, count_parameters(commands.lora("after")),
                                 step_seconds(commands.result / "lora" / "metrics.jsonl"), summary))
-        if arguments.long is not None:
+        if arguments.long:
             from tools.proof.long import long_speech
 
-            reports += [long_speech(commands, items[0], stitch=stitch, sound=arguments.speech)
-                        for stitch in arguments.long or ["pixel"]]
+            later = Commands(arguments.out.resolve() / "long",
+                             replace(LONG, conditions=recipe.conditions), folder=commands.folder)
+            if not (arguments.keep and later.lora("after").exists()):
+                later.begin()
+                later.cache()
+                later.train(commands.lora("after"))
+            reports.append(long_speech(later, items[0], sound=arguments.speech))
         if arguments.two_speakers:
             from tools.proof.two_speakers import two_speakers
 

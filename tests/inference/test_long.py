@@ -14,6 +14,7 @@ from common.errors import ConfigError, UserError
 from common.media.sound import read_sound
 from common.media.video import probe_video, read_frames
 from inference import generate, load_pipeline
+from inference.chunks import make_chunks
 from inference.denoise import Step
 from inference.unfinished import folder_of
 
@@ -226,6 +227,35 @@ def test_seams_fall_into_pauses_and_colours_keep_to_the_picture(ask_long, face, 
     wanted = (exact_frames(read_image(face)[0], (48, 32), "cover")[0] * 0.5 + 0.5).mean(axis=(0, 1)) * 255
     off = [np.abs(frames[-8:].mean(axis=(0, 1, 2)) - wanted).max() for frames in (free, matched)]
     assert off[1] < off[0] / 2
+
+
+@pytest.mark.parametrize("stitch", ["pixel", "latent"])
+def test_the_sink_is_the_picture_in_the_first_given_frame_of_every_chunk(ask_long, stitch):
+    known = []
+
+    def sample(prepared, segment):
+        known.append(prepared.batch.given_latents[0, :, :segment.known_latents])
+        return torch.randn(16, segment.latents, 4, 6, generator=torch.Generator().manual_seed(segment.index))
+
+    for sink in ("none", "reference"):
+        request = ask_long(stitch=stitch, sink=sink)
+        pipeline = load_pipeline(request)
+        prepared = pipeline.prepare(pipeline.plan(request))
+        picture = prepared.batch.features["reference_latents"]["latents"][0]
+        known.clear()
+        list(make_chunks(prepared, pipeline.models.get("vae"), sample))
+        is_picture = [torch.equal(one[:, :1], picture) for one in known[1:]]
+        assert len(known) == 8 and is_picture == [sink == "reference"] * 7
+        if sink == "none":
+            others = [one[:, 1:].clone() for one in known]
+    assert all(torch.equal(one[:, 1:], other) for one, other in zip(known, others, strict=True))
+
+
+def test_eased_seams_make_smaller_steps_and_change_nothing_else(ask_long):
+    plain, eased = (generate(ask_long(ease_seams=length)).frames.astype(int) for length in (0, 3))
+    assert (plain[:9] == eased[:9]).all(), "the first chunk"
+    step = [np.abs(np.diff(frames[[8, 9]], axis=0)).mean() for frames in (plain, eased)]
+    assert step[1] < step[0]
 
 
 def test_a_trimmed_tail_and_an_asked_length_count_over_all_chunks(ask_long, tmp_path):

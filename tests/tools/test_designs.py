@@ -15,13 +15,13 @@ from evaluation.sync import speech_envelope
 from inference.guidance import Step
 from tools.heads.laws import FPS
 from tools.heads.write import RATE_HZ
-from tools.proof.commands import SET, train_command
+from tools.proof.commands import SET, dataset_toml, train_command
 from tools.proof.designs import Outcome, count_parameters, table
 from tools.proof.inputs import unseen_sounds
 from tools.proof.long import LongResult, jumps, words_of
 from tools.proof.measure import Summary
 from tools.proof.memory import ChunkMemory
-from tools.proof.recipe import DESIGNS, PROTOCOL
+from tools.proof.recipe import DESIGNS, LONG, PROTOCOL
 from tools.proof.two_speakers import PAIRS, frames_of, mouths_against_sounds, render_pair
 from training.config import TrainConfig
 
@@ -55,9 +55,16 @@ def test_the_table_has_a_line_a_design_and_goals_are_kept() -> None:
 
 
 def test_a_jump_is_the_change_at_a_seam_over_the_change_elsewhere() -> None:
-    levels = np.array([0, 100, 102, 104, 110, 112, 114, 115])  # frame 0 is the given picture and does not count
-    frames = np.broadcast_to(levels[:, None, None, None], (8, 2, 2, 3)).astype(np.uint8)
-    assert jumps(frames, (4, 7)) == pytest.approx((6 / 2, 1 / 2))
+    change = np.array([0.0, 100, 2, 2, 6, 2, 2, 1])  # of frame 1 to the given picture: it does not count
+    assert jumps(change, (4, 7)) == pytest.approx((6 / 2, 1 / 2))
+
+
+def test_what_goes_on_for_long_videos_is_a_command_that_the_trainer_takes(tmp_path: Path) -> None:
+    words = train_command(LONG, tmp_path / "talking.toml", tmp_path / "lora", tmp_path / "first.safetensors")
+    settings = parse(TrainConfig, words[words.index("train_network.py") + 1:], prog="test", description="")
+    assert settings.network.dim_from_weights and settings.network.network_weights == tmp_path / "first.safetensors"
+    assert settings.showing.prefix_corruption > 0 and not settings.validation.is_wanted
+    assert 'reference = "random"' in dataset_toml(LONG, tmp_path / "clips", tmp_path / "cache")
 
 
 def test_a_long_result_is_good_only_where_every_goal_is_met() -> None:

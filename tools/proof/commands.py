@@ -67,9 +67,9 @@ class Commands:
         for command in cache_commands(self.dataset, processes):
             self.run(command)
 
-    def train(self) -> None:
-        """LoRA and audio condition from zero; the untrained state is saved too, to compare with."""
-        self.run(train_command(self.recipe, self.dataset, self.result / "lora"))
+    def train(self, start: Path | None = None) -> None:
+        """LoRA and audio condition from zero, or from `start`; the first state is saved too, to compare with."""
+        self.run(train_command(self.recipe, self.dataset, self.result / "lora", start))
 
     def lora(self, when: str) -> Path:
         """The checkpoint of a stage, `before` or `after` training."""
@@ -122,6 +122,7 @@ target_fps = {FPS}
 target_frames = [{recipe.target_frames}]
 frame_extraction = "uniform"
 frame_sample = {recipe.spans}
+reference = "{recipe.reference}"
 """
 
 
@@ -142,17 +143,21 @@ def cache_commands(dataset: Path, processes: int) -> list[list[str]]:
             ["cache_audio_features.py", *data, "--wav2vec", shown(WAV2VEC)]]
 
 
-def train_command(recipe: Recipe, dataset: Path, out: Path) -> list[str]:
-    """Train from zero, with held-out clips for the audio-shift gap."""
+def train_command(recipe: Recipe, dataset: Path, out: Path, start: Path | None = None) -> list[str]:
+    """Train from zero or from a file, with held-out clips for the audio-shift gap where the recipe keeps some."""
+    validation: dict[str, str | int | float] = {
+        "--validation_count": recipe.validation_count, "--validate_every_n_steps": recipe.validate_every}
+    size: dict[str, str | int | float] = {
+        "--network_dim": recipe.network_dim, "--network_alpha": recipe.network_dim}
+    begin = _flags(size) if start is None else ["--dim_from_weights", "--network_weights", shown(start)]
     return [
         *launched(1, min(os.cpu_count() or 1, 8)), "train_network.py", *_flags({
             "--task": "t2v-1.3B", "--dit": shown(DIT), "--dataset_config": shown(dataset),
-            "--network_module": "networks.lora_wan", "--network_dim": recipe.network_dim,
-            "--network_alpha": recipe.network_dim}),
-        "--network_args", f"conditions={recipe.conditions}", *recipe.network_args, *_flags({
+            "--network_module": "networks.lora_wan"}),
+        *begin, "--network_args", f"conditions={recipe.conditions}", *recipe.network_args, *_flags({
             "--optimizer_type": "adamw", "--learning_rate": recipe.learning_rate, "--lr_scheduler": "cosine",
             "--timestep_sampling": "shift", "--discrete_flow_shift": recipe.shift, "--max_train_steps": recipe.steps,
-            "--validation_count": recipe.validation_count, "--validate_every_n_steps": recipe.validate_every,
+            **(validation if recipe.validation_count else {}),
             "--seed": recipe.seed, "--output_dir": shown(out), "--output_name": NAME}),
         *recipe.train_args, "--save_at_first"]
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32
 import numpy as np
 
 from tools.proof.commands import Commands, generate_command
 from tools.proof.designs import Report
 from tools.proof.inputs import Item
 from tools.proof.measure import number
-from tools.proof.recipe import FPS
+from tools.proof.recipe import FPS, LONG_SETTINGS
 
 SECONDS = 60
 WINDOW_S = 10
@@ -35,7 +35,7 @@ class LongResult:
     seams: tuple[int, ...]
     """First new frame of each chunk but the first."""
     jumps: tuple[float, ...]
-    """Change of picture at each seam, in units of the mean change inside of chunks."""
+    """Change of picture at each seam, in units of the mean change inside of chunks, before the video is coded."""
     r_first: float | None
     r_last: float | None
     r_whole: float | None
@@ -68,12 +68,11 @@ def minute_of_speech(seconds: float = SECONDS) -> Float32[np.ndarray, " T"]:
     return np.concatenate(parts)[:length].astype(np.float32)
 
 
-def long_speech(commands: Commands, item: Item, *, stitch: str = "pixel", more: tuple[str, ...] = (),
-                sound: Path | None = None) -> Report:
+def long_speech(commands: Commands, item: Item, *, sound: Path | None = None) -> Report:
     """Generate a minute with the trained file of `commands` and the face of `item`, and measure it."""
     from tools.heads.write import write_sound
 
-    folder = commands.result / f"long-{stitch}"
+    folder = commands.result / "long"
     folder.mkdir(parents=True, exist_ok=True)
     if sound is None:
         sound = folder / "speech.flac"
@@ -81,14 +80,15 @@ def long_speech(commands: Commands, item: Item, *, stitch: str = "pixel", more: 
     words = generate_command(commands.recipe, commands.lora("after"), Path("unused"), folder / "long.mp4")
     at = words.index("--from_file")
     words[at:at + 2] = ["--image_path", str(item.picture), "--audio", str(sound), "--prompt", item.caption]
-    words += ["--seed", str(item.seed), "--chunk_frames", str(CHUNK), "--overlap_frame", str(OVERLAP), "--stitch",
-              stitch, *more]
-    result = measure_long(words, sound)
-    return Report(words_of(result, f"{commands.folder}, --stitch {stitch}"), result.is_good)
+    words += ["--seed", str(item.seed), "--chunk_frames", str(CHUNK), "--overlap_frame", str(OVERLAP),
+              *LONG_SETTINGS]
+    result = measure_long(words, sound, folder / "frames.jsonl")
+    return Report(words_of(result, f"{commands.folder}, {' '.join(LONG_SETTINGS)}"), result.is_good)
 
 
-def measure_long(words: list[str], sound: Path) -> LongResult:
+def measure_long(words: list[str], sound: Path, figures: Path) -> LongResult:
     """Run a generate_video.py command in this process, and measure what it wrote."""
+    import json
     import time
 
     from common.config import parse
@@ -100,6 +100,7 @@ def measure_long(words: list[str], sound: Path) -> LongResult:
     from inference import GenerationRequest, load_pipeline
     from tools.proof.memory import ChunkMemory
 
+    words = [*words, "--frame_stats", str(figures)]
     request: Any = parse(GenerationRequest, words[1:], prog=words[0], description="")
     started = time.monotonic()
     pipeline = load_pipeline(request)
@@ -108,6 +109,8 @@ def measure_long(words: list[str], sound: Path) -> LongResult:
         pipeline.generate(request, watch=memory.watch)
     seconds = time.monotonic() - started
     frames = read_frames(request.save_path, fps=plan.fps)
+    lines = request.frame_stats.read_text(encoding="utf-8").splitlines()
+    change = np.array([json.loads(line)["change"] or 0.0 for line in lines])
     seams = tuple(segment.new.start for segment in plan.segments[1:])
     samples = mono16k(read_sound(sound))
     envelope = speech_envelope(samples, AUDIO_SAMPLE_RATE_HZ, len(frames), plan.fps)
@@ -119,17 +122,17 @@ def measure_long(words: list[str], sound: Path) -> LongResult:
     expected = frames_in(len(samples) / AUDIO_SAMPLE_RATE_HZ, plan.fps)
     first, last, whole = (_r(opening[part], envelope[part])
                           for part in (slice(1, span), slice(-span, None), slice(1, None)))
-    return LongResult(len(frames), expected, seams, jumps(frames, seams), first, last, whole, tuple(memory.peaks),
+    return LongResult(len(frames), expected, seams, jumps(change, seams), first, last, whole, tuple(memory.peaks),
                       seconds)
 
 
-def jumps(frames: UInt8[np.ndarray, "N H W 3"], seams: tuple[int, ...]) -> tuple[float, ...]:
-    """Mean absolute change from the frame before to the one at each seam, over the mean change at all other frames."""
-    change = np.array([np.abs(after.astype(np.int16) - before).mean()
-                       for before, after in zip(frames, frames[1:], strict=False)])
-    at = np.array(seams) - 1
-    inside = np.delete(change, [0, *at]).mean()  # frame 0 is the given picture
-    return tuple(float(value) for value in change[at] / inside)
+def jumps(change: Float[np.ndarray, " N"], seams: tuple[int, ...]) -> tuple[float, ...]:
+    """`change` (to the frame before) at each seam, over its mean at all frames but the first two.
+
+    Frame 0 is the given picture, and frame 1 the first that is made.
+    """
+    inside = np.delete(change, [0, 1, *seams]).mean()
+    return tuple(float(value) for value in change[list(seams)] / inside)
 
 
 def _r(opening: Float[np.ndarray, " N"], envelope: Float[np.ndarray, " N"]) -> float | None:

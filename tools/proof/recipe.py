@@ -40,6 +40,8 @@ class Recipe:
     """More flags of train_network.py."""
     conditions: str = "omniavatar_add"
     """Conditions that are trained, as `--network_args conditions=…` takes them."""
+    reference: str = "first"
+    """Key of the dataset: which frame of a clip is its reference picture."""
     seed: int = 42
 
 
@@ -78,6 +80,16 @@ DESIGNS = {
         "loraplus_lr_ratio=8")),
 }
 """`tools/designs.py`: everything is equal but the conditions, their sizes and their learning rate."""
+
+LONG_ARGS = ("--lr_warmup_steps", "30", "--prefix_frames", "1", "13", "--prefix_weights", "0.3", "0.7",
+             "--prefix_dropout", "0.1", "--prefix_corruption", "0.4", "--audio_dropout", "0", "--text_dropout", "0",
+             "--audio_text_dropout", "0", "--reference_dropout", "0")
+LONG = replace(PROTOCOL, steps=1200, learning_rate=5e-4, reference="random", seed=7, train_args=LONG_ARGS,
+               validation_count=0, network_args=("condition_lr=3e-3", "patch_lr=2e-3", "loraplus_lr_ratio=8"))
+"""Goes on from a design under the protocol, for long videos: all noise levels, since a chunk shall also continue what
+is drawn finely; spoilt prefixes, and a reference from anywhere in the clip, so that looks are taken from it."""
+LONG_SETTINGS = ("--stitch", "latent", "--sink", "reference", "--color_match", "1", "--ease_seams", "12")
+"""Flags of generate_video.py for the minute of speech."""
 
 UNTRAINED_R = 0.2
 """The mean correlation of mouth and sound stays within ± this before training, and with another sound's envelope."""

@@ -13,6 +13,9 @@ from tools.proof.recipe import FPS, FRAMES, SIZE
 
 FIRST_SCENE = 2000
 """Seeds of pictures with two heads that no training sees, from here on."""
+HARDLY_DRAWN = "dark skin"
+"""Captions that are passed over: the shipped DiT draws mouths on the darkest skin so faintly that no meter reads them
+(docs/tiny-weights.md), with or without sound."""
 READABLE = 0.9
 """r of both mouths of the rendered clip behind the VAE: below it the meter cannot read the picture, whoever moves."""
 PAIRS = ((0, 1), (2, 3), (4, 0))
@@ -37,25 +40,28 @@ def two_speakers(commands: Commands) -> Report:
                     f"{number(table[1, 0])} |")
     heads = ("| picture | left mouth, left sound | left mouth, right sound | right mouth, right sound | right mouth, "
              "left sound |")
-    title = (f"Two speakers: {commands.folder}. Of the scenes from {FIRST_SCENE} on the first in which the meter reads "
-             f"both mouths of the rendered clip behind the VAE (r {READABLE} or more)")
+    title = (f"Two speakers: {commands.folder}. Of the scenes from {FIRST_SCENE} on, the first without {HARDLY_DRAWN} "
+             f"in which the meter reads both mouths of the rendered clip behind the VAE (r {READABLE} or more)")
     text = "\n".join([title, "", heads, "|---|---|---|---|---|", *rows]) + "\n"
     return Report(text, all(r >= OWN for r in own) and all(abs(r) <= OTHER for r in other))
 
 
 def readable_scenes(pairs: Sequence[Sequence[Path]]) -> list[int]:
     """For each pair of sounds the next scene whose mouths the meter can read at all; nothing generated is looked at."""
+    from tools.heads.scene import draw_scene
     from tools.proof.reference import reconstruct
 
     found: list[int] = []
-    seed = FIRST_SCENE
+    seed = FIRST_SCENE - 1
     while len(found) < len(pairs):
+        seed += 1
+        if HARDLY_DRAWN in draw_scene(seed, 2).caption:
+            continue
         sounds = pairs[len(found)]
         shown = reconstruct({"clip": render_pair(seed, sounds)}, VAE)["clip"]
         table = mouths_against_sounds(shown, sounds)
         if table[0, 0] >= READABLE and table[1, 1] >= READABLE:
             found.append(seed)
-        seed += 1
     return found
 
 
