@@ -14,6 +14,8 @@ from torch import Tensor
 
 from common.errors import CacheError, ConfigError
 from common.features import FeatureBatch
+from common.tensorfile import load_tensors
+from networks.metadata import Origin
 from precompute import ModelFiles, run
 from tests.training.runs import TOML, losses, settings, validations
 from tests.training.test_job import batch as job_batch
@@ -166,8 +168,11 @@ def test_a_run_with_weights_learns_otherwise_and_validates_unweighted(
     zero = load_file(train(settings(masks, weights, tmp_path / "zero", face_weight=0.0, **more)) or "")
     assert all(torch.equal(plain[key], zero[key]) for key in plain)
     with caplog.at_level("INFO"):
-        train(settings(masks, weights, tmp_path / "weighted", face_weight=1, lip_weight=4,
-                       region_mixture=STABLE_AVATAR, **more))
+        final = train(settings(masks, weights, tmp_path / "weighted", face_weight=1, lip_weight=4,
+                               region_mixture=STABLE_AVATAR, **more))
+    origins = [Origin.read(load_tensors(path)[1]) for path in (tmp_path / "plain" / "t.safetensors", final or "")]
+    assert [one and one.showing.get("regions") for one in origins] == [
+        None, {"face": 1.0, "lip": 4.0, "mixture": list(STABLE_AVATAR)}]
     assert "region weights: 1 + 1 x face + 4 x lip, whole picture, face and lip alone for shares of 0.4, 0.1, 0.5; " \
            "clips with masks, of 4: face: " in caplog.text
     assert losses(tmp_path / "plain") != losses(tmp_path / "weighted")

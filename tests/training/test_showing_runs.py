@@ -56,9 +56,9 @@ def test_a_run_says_how_its_clips_were_shown(talking: Path, weights: Path, tmp_p
     origin = told_by(final)
     shown = dict(origin.showing)
     assert shown.pop("null_text").startswith("empty ") and NULL_TEXTS["empty"] == ""
-    assert shown == {"prefix_frames": [1, 5], "prefix_weights": [3.0, 1.0], "prefix_dropout": 0.1, "audio_dropout": 0.2,
-                     "text_dropout": 0.1, "audio_text_dropout": 0.05, "reference_dropout": 0.0,
-                     "null_audio": {"omniavatar_add": "zeros"}}
+    assert shown == {"prefix_frames": [1, 5], "prefix_weights": [3.0, 1.0], "prefix_dropout": 0.1,
+                     "prefix_corruption": 0.0, "audio_dropout": 0.2, "text_dropout": 0.1, "audio_text_dropout": 0.05,
+                     "reference_dropout": 0.0, "null_audio": {"omniavatar_add": "zeros"}}
     assert origin.conditions["omniavatar_add"]["given"] == "noised"
 
 
