@@ -168,6 +168,8 @@ def test_a_missing_package_is_told_with_its_command(data: Path, tiny_weights: Pa
     ("--audio_preset fantasy --audio_scope file", "cannot be cut to clips"),
     ("--audio_preset s2v --audio_padding chunk --chunk_frames 41", "hears no zeros"),
     ("--audio_padding chunk", "Give --chunk_frames, or --audio_scope clip"),
+    ("--chunk_frames 41", "--chunk_frames is about the chunks of --audio_padding chunk, which is not asked for"),
+    ("--overlap_frame 5 --audio_scope clip", "--overlap_frame is about"),
     ("--audio_padding chunk --chunk_frames 40", "Use 37 or 41"),
     ("--audio_padding chunk --chunk_frames 41 --overlap_frame 12", "Use 9 or 13"),
     ("--audio_padding chunk --chunk_frames 13", "brings nothing new"),
