@@ -15,7 +15,8 @@ import torch
 from common.errors import CacheError, ConfigError
 from common.tensorfile import load_tensors, save_tensors
 from networks.metadata import Origin
-from tests.training.runs import CLIPS, losses, settings, write_toml
+from tests.demo_clips import write_toml
+from tests.training.runs import CLIPS, losses, settings
 from training import train
 from training.build import assemble
 from training.preflight import check
@@ -47,7 +48,7 @@ def old_cache(talking: Path, tmp_path: Path) -> Path:
         tensors, header = load_tensors(path)
         del tensors["null"], header["option.null"]
         save_tensors(path, tensors, header)
-    return write_toml(folder, 1)
+    return write_toml(folder, "batch1.toml")
 
 
 def test_a_run_says_how_its_clips_were_shown(talking: Path, weights: Path, tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_no_batch_is_above_the_budget(talking: Path, weights: Path, tmp_path: Pa
                                       shapes: Callable[..., list[tuple[int, int]]],
                                       caplog: pytest.LogCaptureFixture) -> None:
     """Clips of 9 frames are 12 tokens; 24 hold two of them, and 8 their first five frames alone."""
-    data = write_toml(talking.parent, 4)
+    data = write_toml(talking.parent, "batch4.toml", batch=4)
     more: dict[str, Any] = {"network_args": HEARING, "max_train_epochs": 1}
     assert sorted(shapes(settings(data, weights, tmp_path / "a", **more))) == [(1, 3), (4, 3)]
     assert sorted(shapes(settings(data, weights, tmp_path / "b", max_tokens=24, **more))) == [(1, 3), (2, 3), (2, 3)]
