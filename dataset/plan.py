@@ -182,7 +182,8 @@ def _refuse(dataset: Dataset, faults: Sequence[_Fault]) -> None:
     if unread:
         lines.append("Repair those sources or take them out of the dataset.")
     for command in commands:
-        lines.append(f"Run: python {command} --dataset_config \"{dataset.path}\" (with the models of this run).")
+        lines.append(f"Run: python {command} --dataset_config \"{dataset.path}\" (with the models of this run, and the "
+                     "flags that the cache was made with: others make every entry again).")
     raise CacheError("\n".join([f"{dataset.path}: the cache is not what this run needs.", *lines]))
 
 

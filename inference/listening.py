@@ -37,8 +37,12 @@ def preset_for(adapters: Adapters, request: GenerationRequest) -> AudioPreset:
     if request.audio_preset in (None, recorded):
         return find_preset(recorded, told.get("loudness"))
     assert request.audio_preset is not None
-    log.warning("--audio_preset %s: %s was trained with %s; the result will suffer unless you know better",
-                request.audio_preset, path, recorded)
+    if told:
+        log.warning("--audio_preset %s: %s was trained with %s; the result will suffer unless you know better",
+                    request.audio_preset, path, recorded)
+    elif path:
+        log.info("--audio_preset %s: %s does not tell how the sound of its training was heard", request.audio_preset,
+                 path)
     return find_preset(request.audio_preset)
 
 

@@ -28,8 +28,9 @@ SS_KEYS = (
 """kohya's names without `ss_`, with min_timestep and max_timestep, which musubi-tuner does not record."""
 
 KEPT_WITHOUT_METADATA = ("ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha",
-                         "ss_network_args", CONDITIONS_KEY, "omnituner.variant")
-"""With `--no_metadata`: what a reader needs to load the file."""
+                         "ss_network_args", CONDITIONS_KEY, "omnituner.variant", "omnituner.encoders", "omnituner.fps",
+                         "omnituner.picture_mode")
+"""With `--no_metadata`: what a reader needs to load the file, and to hear and see as its training did."""
 
 ARCHITECTURE = "wan2.1/lora"
 IMPLEMENTATION = "https://github.com/Wan-Video/Wan2.1"

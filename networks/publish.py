@@ -11,6 +11,7 @@ from torch import Tensor
 from common.errors import NetworkFileError
 from networks.condition_weights import PREFIX, recorded_conditions, split_by_condition
 from networks.formats import Entry, LoraFile
+from networks.metadata import heard_by
 from networks.names import spellings
 from networks.published import FORMS, OMNIAVATAR, Form, with_base
 
@@ -41,6 +42,7 @@ def publish(file: LoraFile, paths: Iterable[str], base: Callable[[str], Tensor],
     tensors = {key: tensor if f"{PREFIX}{form.condition}.{key}" in file.whole or key not in form.whole
                else with_base(tensor, base(key)) for key, tensor in found[form.condition].items()}
     config: dict[str, Any] = {}
+    _refuse_other_sound(file, form)
     if form is OMNIAVATAR:
         _refuse_other_given_frames(file)
         entries = _by_path(file, paths)
@@ -52,6 +54,19 @@ def publish(file: LoraFile, paths: Iterable[str], base: Callable[[str], Tensor],
         raise NetworkFileError(f"{file.path}: holds a LoRA beside the condition, which a file of {form.layout} has no "
                                "place for. Export a file that was trained without one.")
     return Publication(form, {key: tensor.to(dtype) for key, tensor in tensors.items()}, config)
+
+
+def _refuse_other_sound(file: LoraFile, form: Form) -> None:
+    """The project would hear as it always does. Files from before there were presets were trained on OmniAvatar's."""
+    own, theirs = heard_by(file.metadata), heard_by(form.facts)
+    if not own:
+        return
+    own = heard_by(OMNIAVATAR.facts) | own
+    for name, wanted in theirs.items():
+        if own[name] != wanted:
+            raise NetworkFileError(f"{file.path}: was trained on sound with {name} '{own[name]}'; {form.layout} hears "
+                                   f"with '{wanted}', and its file has no place to say otherwise. Train on the sound "
+                                   f"of cache_audio_features.py --audio_preset {theirs['preset']}.")
 
 
 def _refuse_other_given_frames(file: LoraFile) -> None:

@@ -124,6 +124,9 @@ class AudioChoice(Section):
             yield (f"--audio_scope file: --audio_preset {preset.name} keeps rows at 50 Hz, which are no video frames "
                    "and cannot be cut to clips. Leave it out, or use clip.")
         if self.audio_padding == "exact":
+            for name in ("chunk_frames", "max_tokens", "overlap_frame"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    yield f"--{name} is about the chunks of --audio_padding chunk, which is not asked for."
             return
         if not preset.pads:
             yield (f"--audio_padding chunk: --audio_preset {preset.name} hears no zeros behind the sound that would "

@@ -10,7 +10,7 @@ from common.tensorfile import read_header
 from dataset.plan import FeatureEntry, TrainingItem, entry_shapes
 from networks.formats import LoraFile
 from networks.metadata import Origin, heard_by
-from wan.audio_presets import OMNIAVATAR, find_preset
+from wan.audio_presets import OMNIAVATAR, AudioPreset, find_preset
 from wan.conditions.base import Condition
 from wan.conditions.sound import SILENCE, AudioCondition
 
@@ -126,13 +126,15 @@ def _command(wanted: Mapping[str, str], found: Mapping[str, str], dataset_config
     loudness = wanted.get("loudness", preset.loudness)
     if loudness != preset.loudness:
         command += f" --audio_loudness {'none' if loudness == 'as it is' else loudness.removesuffix(' LUFS')}"
-    return command + _kept_flags(found)
+    return command + _kept_flags(found, preset)
 
 
-def _kept_flags(found: Mapping[str, str]) -> str:
-    """Flags of the cache that the command must not change by the way."""
-    flags = " --audio_scope clip" if found.get("scope") == "clip" else ""
-    if chunks := re.fullmatch(r"full chunks of (\d+) (frames|tokens), overlap (\d+)", found.get("padding", "")):
+def _kept_flags(found: Mapping[str, str], preset: AudioPreset) -> str:
+    """Flags of the cache that the command must not change by the way; not those that `preset` has no use for."""
+    is_choice = find_preset(found.get("preset", OMNIAVATAR.name)).is_by_frame  # else clip is the only scope
+    flags = " --audio_scope clip" if found.get("scope") == "clip" and is_choice else ""
+    chunks = re.fullmatch(r"full chunks of (\d+) (frames|tokens), overlap (\d+)", found.get("padding", ""))
+    if chunks and preset.pads:
         length = "--chunk_frames" if chunks[2] == "frames" else "--max_tokens"
         flags += f" --audio_padding chunk {length} {chunks[1]} --overlap_frame {chunks[3]}"
     return flags + "".join(f" {flag}" for name, flag in (("silence", "--audio_silence"), ("vad", "--voice_activity"))

@@ -91,8 +91,11 @@ def _origin(config: TrainConfig, plan: Plan) -> Origin:
 
 
 def _showing(plan: Plan) -> dict[str, Any]:
-    """Settings, and the kinds of null: what stood for a dropped caption, and for dropped sound by condition."""
+    """Settings, weights of the loss in face and mouth, and what stood for a dropped caption, and for dropped sound by
+    condition."""
     facts = plan.showing.facts()
+    if plan.regions is not None:
+        facts["regions"] = {name: value for name, value in asdict(plan.regions).items() if value is not None}
     if plan.showing.needs_null_text:
         facts["null_text"] = _encoders(plan)["text"]["options"].get(NULL, "")
     if plan.showing.needs_null_sound:

@@ -9,6 +9,7 @@ import torch
 
 from common.errors import ConfigError, NetworkFileError, UserError, raise_all
 from common.logs import get_logger
+from common.timebase import VAE_TEMPORAL_STRIDE
 from dataset.open import Dataset
 from dataset.plan import TrainingItem
 from dataset.report import describe
@@ -172,8 +173,8 @@ def check_showing(showing: Showing, dataset: Dataset, clips: Sequence[TrainingIt
             require_null_text(dataset, clips)
     shortest = min(showing.prefix_frames)
     if any(condition.starts_from_picture for condition in conditions.values()) and showing.prefix_dropout < 1:
-        short = [clip.name for clip in clips
-                 if 1 < min(clip.frames, showing.min_frames or clip.frames) <= shortest]
+        drawn = showing.min_frames and max(showing.min_frames, VAE_TEMPORAL_STRIDE + 1)  # of a picture none is given
+        short = [clip.name for clip in clips if 1 < min(clip.frames, drawn or clip.frames) <= shortest]
         if short:
             more = f" and {len(short) - _SHOWN} more" if len(short) > _SHOWN else ""
             problems.found.append(ConfigError(

@@ -10,6 +10,7 @@ from torch import Tensor
 from common.features import FeatureBatch, FeatureSpec
 from common.timebase import VAE_TEMPORAL_STRIDE, ceil_frame_count
 from dataset.plan import TrainingItem
+from wan.encoders.specs import SILENCE
 
 SHIFT_FRAMES = 5
 """How far the sound is moved, in video frames: 0.2 s at 25 fps, far beyond what lips forgive."""
@@ -58,7 +59,7 @@ def _moved(heard: Mapping[str, Any], spec: FeatureSpec, shift: int) -> dict[str,
     sound = dict(heard)
     for tensor in spec.tensors:
         axis = _frame_axis(tensor.shape)
-        if axis is None:
+        if axis is None or tensor.name == SILENCE:  # silence is beside the speakers, and says nothing at any moment
             continue
         value = sound[tensor.name]
         sound[tensor.name] = ([moved(one, shift, axis) for one in value] if tensor.batching == "list"

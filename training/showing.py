@@ -138,10 +138,13 @@ def resolve(section: ShowingSection, kinds: Mapping[str, "type[Condition]"]) -> 
         together = ", ".join(f"--{name} {shares[name]:g}" for name in EXCLUSIVE)
         problems.append(f"{together} are shares of the samples that exclude each other; together they are {total:g}, "
                         "and can be 1 at most. Lower one of them.")
-    raise_all(problems, ConfigError, "what a clip is shown with")
     frames = section.prefix_frames or (PREFIX_FRAMES if hears and starts else (1,))
     weights = section.prefix_weights or [1.0] * len(frames)
     drawn = [(length, weight) for length, weight in zip(frames, weights, strict=True) if weight > 0]
+    if section.prefix_corruption and starts and all(length == 1 for length, _ in drawn):
+        problems.append("--prefix_corruption spoils given frames beyond the first, and one frame alone is given. Give "
+                        "longer lengths too, such as --prefix_frames 1 5 9 13, or leave it out.")
+    raise_all(problems, ConfigError, "what a clip is shown with")
     return Showing(prefix_frames=tuple(length for length, _ in drawn), prefix_weights=tuple(one for _, one in drawn),
                    prefix_corruption=section.prefix_corruption, **shares, max_tokens=section.max_tokens,
                    min_frames=(section.min_frames or MIN_FRAMES) if section.random_length else None)

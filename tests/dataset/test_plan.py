@@ -95,7 +95,8 @@ def test_entries_of_two_encoders_are_not_mixed(folder: Path, weights: Path, tmp_
     cache(opened(folder / "dataset.toml"), [ToyLatents(other)])
     for name, content in before.items():
         (folder / "cache" / name).write_bytes(content)
-    assert "latents: 1 the encoder's weights differs" in refusal(folder)
+    told = refusal(folder)
+    assert "latents: 1 the encoder's weights differs" in told and "the flags that the cache was made with" in told
 
 
 def test_entries_with_two_options_are_not_mixed(folder: Path, weights: Path) -> None:

@@ -53,7 +53,8 @@ def test_minimal_metadata_keeps_what_a_reader_needs():
     found = metadata(minimal=True)
     assert {key for key in found if not key.startswith("modelspec.")} == {
         "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
-        "omnituner.conditions", "omnituner.variant"}
+        "omnituner.conditions", "omnituner.variant", "omnituner.encoders", "omnituner.fps", "omnituner.picture_mode"}
+    assert Origin.read(found).encoders == ORIGIN.encoders, "a generation hears by them"
 
 
 def test_a_name_that_kohya_does_not_know_is_our_mistake():

@@ -1,6 +1,7 @@
 """Files of OmniAvatar and of MultiTalk: read as they are published, refused in part, written back bit for bit."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 import json
 from pathlib import Path
 
@@ -214,6 +215,13 @@ def test_a_multitalk_file_is_read_and_written_back_bit_for_bit(tmp_path: Path) -
     assert again.form.layout == "MultiTalk/InfiniteTalk" and not again.config
     assert again.tensors.keys() == published.keys()
     assert all(torch.equal(again.tensors[key], tensor) for key, tensor in published.items())
+
+    for options, found in (({"preset": "omniavatar"}, "preset 'omniavatar'"), ({"dtype": "float32"}, "preset 'omni"),
+                           ({"preset": "multitalk", "loudness": "as it is"}, "loudness 'as it is'")):
+        heard = replace(origin, encoders={"audio": {"options": options}})
+        save_network(tmp_path / "heard.safetensors", ours, heard.text())
+        with pytest.raises(NetworkFileError, match=f"was trained on sound with {found}.*--audio_preset multitalk"):
+            publish(read_lora(tmp_path / "heard.safetensors"), [], dit.state_dict().__getitem__, torch.bfloat16)
 
     save_network(tmp_path / "both.safetensors", network.state(), origin.text())
     with pytest.raises(NetworkFileError, match="holds a LoRA beside the condition"):

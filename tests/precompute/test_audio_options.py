@@ -1,7 +1,6 @@
 """The flags of sound: what is stored, what the header says, and which choices do not go together."""
 
 from pathlib import Path
-import shutil
 from typing import Any
 
 import numpy as np
@@ -16,36 +15,10 @@ from common.timebase import full_chunk_rows, omniavatar_frames_for_tokens
 from precompute import ModelFiles, run
 from precompute.config import AudioSettings
 from precompute.scripts import audio_options
+from tests.demo_clips import write_toml
 import wan
 from wan.audio_presets import find_preset
 from wan.encoders.voice_activity import share_in, voiced_share
-
-TOML = """
-[general]
-resolution = [{size}, {size}]
-caption_extension = ".txt"
-[[datasets]]
-video_directory = "{folder}/clips"
-cache_directory = "{folder}/cache"
-audio = "clip"
-target_fps = 25
-target_frames = [9]
-"""
-
-
-@pytest.fixture
-def data(root: Path, tmp_path: Path) -> Path:
-    """Two of the demo's clips in a folder of their own, with a dataset TOML."""
-    (tmp_path / "clips").mkdir()
-    for name in ("head_000", "head_001"):
-        for suffix in (".mp4", ".txt"):
-            shutil.copy(root / "examples" / "demo" / "clips" / (name + suffix), tmp_path / "clips")
-    write_toml(tmp_path)
-    return tmp_path
-
-
-def write_toml(folder: Path, size: int = 32) -> None:
-    (folder / "data.toml").write_text(TOML.format(folder=folder.as_posix(), size=size), encoding="utf-8")
 
 
 def settings(*flags: str) -> AudioSettings:
@@ -168,6 +141,8 @@ def test_a_missing_package_is_told_with_its_command(data: Path, tiny_weights: Pa
     ("--audio_preset fantasy --audio_scope file", "cannot be cut to clips"),
     ("--audio_preset s2v --audio_padding chunk --chunk_frames 41", "hears no zeros"),
     ("--audio_padding chunk", "Give --chunk_frames, or --audio_scope clip"),
+    ("--chunk_frames 41", "--chunk_frames is about the chunks of --audio_padding chunk, which is not asked for"),
+    ("--overlap_frame 5 --audio_scope clip", "--overlap_frame is about"),
     ("--audio_padding chunk --chunk_frames 40", "Use 37 or 41"),
     ("--audio_padding chunk --chunk_frames 41 --overlap_frame 12", "Use 9 or 13"),
     ("--audio_padding chunk --chunk_frames 13", "brings nothing new"),

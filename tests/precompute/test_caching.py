@@ -14,30 +14,9 @@ from common.errors import ConfigError, WeightsError
 from common.tensorfile import load_tensors
 from precompute import ModelFiles, run
 from precompute.caching import exit_code
+from tests.demo_clips import write_toml
 
-TOML = """
-[general]
-resolution = [{size}, {size}]
-caption_extension = ".txt"
-[[datasets]]
-video_directory = "{folder}/clips"
-cache_directory = "{folder}/cache"
-audio = "clip"
-target_fps = {fps}
-target_frames = [5]
-"""
 FEATURES = ("latents", "text", "audio")
-
-
-@pytest.fixture
-def data(root: Path, tmp_path: Path) -> Path:
-    """Two of the demo's clips in a folder of their own, with a dataset TOML."""
-    (tmp_path / "clips").mkdir()
-    for name in ("head_000", "head_001"):
-        for suffix in (".mp4", ".txt"):
-            shutil.copy(root / "examples" / "demo" / "clips" / (name + suffix), tmp_path / "clips")
-    write_toml(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -51,10 +30,6 @@ def models(tiny_weights: Path, tmp_path: Path) -> ModelFiles:
     shutil.copytree(tiny_weights / "wav2vec2-base-960h", weights / "wav2vec2-base-960h")
     return ModelFiles(vae=weights / "Wan2.1_VAE.pth", t5=weights / "models_t5_umt5-xxl-enc-bf16.pth",
                       wav2vec=weights / "wav2vec2-base-960h")
-
-
-def write_toml(folder: Path, *, size: int = 32, fps: int = 25) -> None:
-    (folder / "data.toml").write_text(TOML.format(size=size, folder=folder.as_posix(), fps=fps), encoding="utf-8")
 
 
 def cache(data: Path, models: ModelFiles, *features: str) -> tuple[int, int, int]:

@@ -1,7 +1,6 @@
 """Masks in the cache scripts: no model is needed, and a mask that cannot be costs only its own entries."""
 
 from pathlib import Path
-import shutil
 
 import numpy as np
 from PIL import Image
@@ -11,21 +10,19 @@ from common.errors import ConfigError
 from common.tensorfile import load_tensors
 from precompute import ModelFiles, run
 from precompute.caching import exit_code
-from tests.precompute.test_caching import TOML
+from tests.demo_clips import copy_clips, toml_text
 
 
 @pytest.fixture
 def data(root: Path, tmp_path: Path) -> Path:
     """Two clips with a face mask each; the second one's covers nothing."""
-    for folder in ("clips", "faces"):
-        (tmp_path / folder).mkdir()
+    copy_clips(root, tmp_path / "clips", range(2))
+    (tmp_path / "faces").mkdir()
     for number in range(2):
-        for suffix in (".mp4", ".txt"):
-            shutil.copy(root / "examples" / "demo" / "clips" / f"head_{number:03d}{suffix}", tmp_path / "clips")
         picture = np.zeros((64, 64), np.uint8)
         picture[16:48, 16:40] = 255 * (number == 0)
         Image.fromarray(picture).save(tmp_path / "faces" / f"head_{number:03d}.png")
-    text = TOML.format(size=32, folder=tmp_path.as_posix(), fps=25)
+    text = toml_text(tmp_path, frames=5)
     path = tmp_path / "data.toml"
     path.write_text(f'{text}face_mask_directory = "{(tmp_path / "faces").as_posix()}"\n', encoding="utf-8")
     return path

@@ -10,18 +10,7 @@ import pytest
 from common.media.sound import Sound, read_sound
 from common.media.video import read_frames, write_video
 from precompute.offsets import FILE, measure_offsets, moving
-
-TOML = """
-[general]
-resolution = [32, 32]
-caption_extension = ".txt"
-[[datasets]]
-video_directory = "{folder}/clips"
-cache_directory = "{folder}/cache"
-audio = "clip"
-target_fps = 25
-target_frames = [9]
-"""
+from tests.demo_clips import write_toml
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +31,7 @@ def data(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(clips / "short.mp4", frames[:25], fps=25, sound=short)
     for clip in clips.glob("*.mp4"):
         clip.with_suffix(".txt").write_text("a person speaks", encoding="utf-8")
-    (folder / "data.toml").write_text(TOML.format(folder=folder.as_posix()), encoding="utf-8")
+    write_toml(folder)
     return folder
 
 

@@ -19,7 +19,8 @@ import torch
 from common.config import to_toml
 from common.errors import CacheError, ConfigError, NetworkFileError, UserError, WeightsError
 from precompute import ModelFiles, run
-from tests.training.runs import CLIPS, TOML, losses, prepare_data, settings, validations, write_toml
+from tests.demo_clips import toml_text, write_toml
+from tests.training.runs import CLIPS, losses, prepare_data, settings, validations
 from training import train
 from training.loop import NonFiniteLoss
 import wan
@@ -116,7 +117,7 @@ def test_fun_control_training_reads_the_control_video(task: str, features: Seque
     for name in ("head_000.mp4", "head_000.txt"):
         shutil.copy(tmp_path / "controls" / name, tmp_path / "clips")
     data = tmp_path / "data.toml"
-    data.write_text(TOML.format(folder=tmp_path.as_posix(), batch=1).replace('audio = "clip"\n', "")
+    data.write_text(toml_text(tmp_path).replace('audio = "clip"\n', "")
                     + f'control_directory = "{(tmp_path / "controls").as_posix()}"\n', encoding="utf-8")
     models = ModelFiles(vae=weights / "Wan2.1_VAE.pth", t5=weights / "models_t5_umt5-xxl-enc-bf16.pth",
                         clip=weights / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth")
@@ -245,7 +246,7 @@ def test_a_cache_that_is_missing_or_stale_names_the_command(talking: Path, weigh
                                                             ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(talking.parent, folder)
-    data = write_toml(folder, 1)
+    data = write_toml(folder, "batch1.toml")
     (folder / "clips" / "head_001.txt").write_text("Another caption.", encoding="utf-8")
     next((folder / "cache").glob("head_002*.latents.safetensors")).unlink()
     with pytest.raises(CacheError) as caught:
@@ -298,7 +299,7 @@ def test_two_processes_learn_what_one_learns_with_their_batch(talking: Path, wei
                             "network_args": ["conditions=omniavatar_add"], "validation_count": 2,
                             "validate_every_n_steps": 2, "prefix_dropout": 0.3, "audio_dropout": 0.3,
                             "text_dropout": 0.3, "random_length": True, "min_frames": 5, "max_tokens": 24}
-    train(settings(write_toml(talking.parent, 2), weights, tmp_path / "one", **more))
+    train(settings(write_toml(talking.parent, "batch2.toml", batch=2), weights, tmp_path / "one", **more))
     two = settings(talking, weights, tmp_path / "two", **more)
     (tmp_path / "two.toml").write_text(to_toml(two), encoding="utf-8")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",

@@ -63,6 +63,7 @@ def test_what_it_was_trained_on_is_in_the_file(start: Path) -> None:
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"preset": "multitalk"}, "preset 'multitalk'.*was trained with 'omniavatar'.*--audio_preset omniavatar"),
+    ({"preset": "fantasy"}, "audio_preset: the cached sound has preset 'fantasy'[^\n]*wav2vec2-base-960h(\n|$)"),
     ({"loudness": "-16"}, "audio_loudness: the cached sound has loudness '-16 LUFS'.*trained with 'as it is'"),
 ])
 def test_going_on_with_other_sound_is_refused(heard: Heard, weights: Path, start: Path, tmp_path: Path,

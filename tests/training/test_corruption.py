@@ -2,8 +2,10 @@
 
 import torch
 
+from tests.training.test_job import batch, job
 from training.corruption import corrupted_prefix
 from training.drawn import Place
+from training.showing import Showing
 
 LATENTS = torch.randn(4, 16, 6, 8, 8, generator=torch.Generator().manual_seed(3))
 COUNTS = [0, 1, 4, 3]
@@ -33,3 +35,18 @@ def test_strength_bounds_how_far_frames_move() -> None:
 
     weak, strong = distance(0.1), distance(0.4)
     assert 0.02 < weak < 0.15 and 0.15 < strong < 0.5 and strong > 3 * weak
+
+
+def test_a_step_is_given_spoilt_frames_and_learns_the_clean_clip() -> None:
+    shown = {}
+    for strength in (0.0, 0.5):
+        one = job(showing=Showing(prefix_frames=(5,), prefix_corruption=strength))
+        one.batches(1, 0)
+        loaded = batch([0, 1])
+        latents, features = one.shown_in_training(loaded)
+        assert torch.equal(latents, loaded.latents.float()), "the target"
+        assert features.given_mask is not None and features.given_latents is not None
+        assert features.given_mask[:, 0, :, 0, 0].tolist() == [[1, 1, 0]] * 2
+        shown[strength] = features.given_latents[:, :, :2]
+        assert torch.equal(shown[0.0], latents[:, :, :2])
+    assert not torch.isclose(shown[0.0], shown[0.5]).all(dim=1).any(), "every given place is spoilt"

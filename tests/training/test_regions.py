@@ -14,8 +14,11 @@ from torch import Tensor
 
 from common.errors import CacheError, ConfigError
 from common.features import FeatureBatch
+from common.tensorfile import load_tensors
+from networks.metadata import Origin
 from precompute import ModelFiles, run
-from tests.training.runs import TOML, losses, settings, validations
+from tests.demo_clips import copy_clips, toml_text
+from tests.training.runs import losses, settings, validations
 from tests.training.test_job import batch as job_batch
 from tests.training.test_job import job
 from training import train
@@ -132,14 +135,11 @@ def test_a_mixture_is_three_shares_of_one(mixture: tuple[float, ...], words: str
 def masks(tmp_path_factory: pytest.TempPathFactory, root: Path, weights: Path) -> Path:
     """Three clips with a face mask each and a mouth mask, and an entry of two clips without."""
     folder = tmp_path_factory.mktemp("masks")
+    general, entry = toml_text(folder).split("[[datasets]]")
     entries = []
     for name, numbers in (("clips", range(3)), ("plain", range(3, 5))):
-        (folder / name).mkdir()
-        for number in numbers:
-            for suffix in (".mp4", ".txt"):
-                shutil.copy(root / "examples" / "demo" / "clips" / f"head_{number:03d}{suffix}", folder / name)
-        entries.append(TOML.split("[[datasets]]")[1].format(folder=folder.as_posix()).replace(
-            f"{folder.as_posix()}/clips", f"{folder.as_posix()}/{name}").replace("/cache", f"/{name}-cache"))
+        copy_clips(root, folder / name, numbers)
+        entries.append(entry.replace('/clips"', f'/{name}"').replace('/cache"', f'/{name}-cache"'))
     for name, box in (("faces", (8, 4, 24, 28)), ("lips", (12, 18, 20, 24))):
         (folder / name).mkdir()
         picture = np.zeros((32, 32), np.uint8)
@@ -147,7 +147,6 @@ def masks(tmp_path_factory: pytest.TempPathFactory, root: Path, weights: Path) -
         for number in range(3):
             Image.fromarray(picture).save(folder / name / f"head_{number:03d}.png")
     entries[0] += "".join(f'{kind}_mask_directory = "{folder.as_posix()}/{kind}s"\n' for kind in ("face", "lip"))
-    general = TOML.split("[[datasets]]")[0].format(batch=1)
     (folder / "without.toml").write_text(general + "[[datasets]]" + entries[1], encoding="utf-8")
     data = folder / "data.toml"
     data.write_text(general + "".join("[[datasets]]" + entry for entry in entries), encoding="utf-8")
@@ -166,8 +165,11 @@ def test_a_run_with_weights_learns_otherwise_and_validates_unweighted(
     zero = load_file(train(settings(masks, weights, tmp_path / "zero", face_weight=0.0, **more)) or "")
     assert all(torch.equal(plain[key], zero[key]) for key in plain)
     with caplog.at_level("INFO"):
-        train(settings(masks, weights, tmp_path / "weighted", face_weight=1, lip_weight=4,
-                       region_mixture=STABLE_AVATAR, **more))
+        final = train(settings(masks, weights, tmp_path / "weighted", face_weight=1, lip_weight=4,
+                               region_mixture=STABLE_AVATAR, **more))
+    origins = [Origin.read(load_tensors(path)[1]) for path in (tmp_path / "plain" / "t.safetensors", final or "")]
+    assert [one and one.showing.get("regions") for one in origins] == [
+        None, {"face": 1.0, "lip": 4.0, "mixture": list(STABLE_AVATAR)}]
     assert "region weights: 1 + 1 x face + 4 x lip, whole picture, face and lip alone for shares of 0.4, 0.1, 0.5; " \
            "clips with masks, of 4: face: " in caplog.text
     assert losses(tmp_path / "plain") != losses(tmp_path / "weighted")

@@ -15,6 +15,7 @@ from training.shifted_sound import (
     with_sound_moved,
     without_sound,
 )
+from wan.encoders.specs import SILENCE, audio_spec
 
 
 def test_rows_move_and_the_edge_keeps_its_own() -> None:
@@ -60,6 +61,15 @@ def test_the_tensors_with_an_axis_of_video_frames_move_and_nothing_else() -> Non
     assert late.features["audio"]["parts"][1][:, 0].tolist() == [0, 1, 0, 1, 2, 3]
     assert late.features["audio"]["loudness"] is sound["loudness"] and late.features["text"] is text
     assert batch.features["audio"]["rows"][1, 0].tolist() == list(range(6))
+
+
+def test_encoded_silence_is_no_sound_that_moves() -> None:
+    """With regions it is heard beside the speakers; moved, it would be part of the gap."""
+    spec = audio_spec(more=(SILENCE,))
+    sound = {name: torch.randn(1, 9, 2, 3, generator=torch.Generator().manual_seed(1)) for name in ("states", SILENCE)}
+    late = with_sound_moved(FeatureBatch({"audio": sound}, frames=9, fps=25.0), spec, 2).features["audio"]
+    assert torch.equal(late["states"][:, 2:], sound["states"][:, :-2])
+    assert torch.equal(late[SILENCE], sound[SILENCE])
 
 
 def test_no_sound_is_the_absence_that_training_and_guidance_know() -> None:

@@ -15,7 +15,8 @@ import torch
 from common.errors import CacheError, ConfigError
 from common.tensorfile import load_tensors, save_tensors
 from networks.metadata import Origin
-from tests.training.runs import CLIPS, losses, settings, write_toml
+from tests.demo_clips import write_toml
+from tests.training.runs import CLIPS, losses, settings
 from training import train
 from training.build import assemble
 from training.preflight import check
@@ -47,7 +48,7 @@ def old_cache(talking: Path, tmp_path: Path) -> Path:
         tensors, header = load_tensors(path)
         del tensors["null"], header["option.null"]
         save_tensors(path, tensors, header)
-    return write_toml(folder, 1)
+    return write_toml(folder, "batch1.toml")
 
 
 def test_a_run_says_how_its_clips_were_shown(talking: Path, weights: Path, tmp_path: Path) -> None:
@@ -56,9 +57,9 @@ def test_a_run_says_how_its_clips_were_shown(talking: Path, weights: Path, tmp_p
     origin = told_by(final)
     shown = dict(origin.showing)
     assert shown.pop("null_text").startswith("empty ") and NULL_TEXTS["empty"] == ""
-    assert shown == {"prefix_frames": [1, 5], "prefix_weights": [3.0, 1.0], "prefix_dropout": 0.1, "audio_dropout": 0.2,
-                     "text_dropout": 0.1, "audio_text_dropout": 0.05, "reference_dropout": 0.0,
-                     "null_audio": {"omniavatar_add": "zeros"}}
+    assert shown == {"prefix_frames": [1, 5], "prefix_weights": [3.0, 1.0], "prefix_dropout": 0.1,
+                     "prefix_corruption": 0.0, "audio_dropout": 0.2, "text_dropout": 0.1, "audio_text_dropout": 0.05,
+                     "reference_dropout": 0.0, "null_audio": {"omniavatar_add": "zeros"}}
     assert origin.conditions["omniavatar_add"]["given"] == "noised"
 
 
@@ -87,6 +88,9 @@ def test_captions_are_not_dropped_from_an_old_cache(old_cache: Path, weights: Pa
     ({"network_args": HEARING, "audio_dropout": 0.9, "text_dropout": 0.2}, "can be 1 at most"),
     ({"network_args": HEARING, "prefix_frames": [9]}, "head_000.mp4@0, .*would have no frame left to learn"),
     ({"network_args": HEARING, "prefix_frames": [5], "random_length": True, "min_frames": 5}, "no frame left to learn"),
+    ({"network_args": HEARING, "prefix_frames": [5], "random_length": True, "min_frames": 1}, "no frame left to learn"),
+    ({"network_args": HEARING, "prefix_frames": [1], "prefix_corruption": 0.3}, "one frame alone is given"),
+    ({"network_args": ["conditions=reference_channels"], "prefix_corruption": 0.3}, "one frame alone is given"),
     ({"network_args": [*HEARING, "omniavatar_add.null=silence"]}, "null=silence.*--audio_silence"),
     ({"network_args": [*HEARING, "omniavatar_add.given=clean"]}, "Use clean_same_t .*, t0 .* or noised"),
     ({"max_tokens": 3}, r"not even one latent frame of head_000\.mp4@0 \(4 tokens"),
@@ -137,7 +141,7 @@ def test_no_batch_is_above_the_budget(talking: Path, weights: Path, tmp_path: Pa
                                       shapes: Callable[..., list[tuple[int, int]]],
                                       caplog: pytest.LogCaptureFixture) -> None:
     """Clips of 9 frames are 12 tokens; 24 hold two of them, and 8 their first five frames alone."""
-    data = write_toml(talking.parent, 4)
+    data = write_toml(talking.parent, "batch4.toml", batch=4)
     more: dict[str, Any] = {"network_args": HEARING, "max_train_epochs": 1}
     assert sorted(shapes(settings(data, weights, tmp_path / "a", **more))) == [(1, 3), (4, 3)]
     assert sorted(shapes(settings(data, weights, tmp_path / "b", max_tokens=24, **more))) == [(1, 3), (2, 3), (2, 3)]

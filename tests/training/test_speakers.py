@@ -10,7 +10,8 @@ from common.errors import CacheError
 from dataset.config import load_dataset_config
 from dataset.open import open_dataset
 from precompute import ModelFiles, run
-from tests.training.runs import TOML, losses, settings, validations
+from tests.demo_clips import copy_clips, toml_text
+from tests.training.runs import losses, settings, validations
 from training import train
 from training.clips import find_clips, read_one
 from training.shifted_sound import with_sound_moved
@@ -22,15 +23,12 @@ def duos(tmp_path_factory: pytest.TempPathFactory, root: Path, weights: Path) ->
     """Two clips with two sounds each, of 25 frames, and an entry of one clip with its own sound."""
     folder = tmp_path_factory.mktemp("duos")
     clips = root / "examples" / "demo" / "clips"
-    for name in ("clips", "others", "alone"):
-        (folder / name).mkdir()
+    copy_clips(root, folder / "clips", range(2))
+    copy_clips(root, folder / "alone", [4])
+    (folder / "others").mkdir()
     for number in range(2):
-        for suffix in (".mp4", ".txt"):
-            shutil.copy(clips / f"head_{number:03d}{suffix}", folder / "clips")
         shutil.copy(clips / f"head_{number + 2:03d}.mp4", folder / "others" / f"head_{number:03d}.mp4")
-    for suffix in (".mp4", ".txt"):
-        shutil.copy(clips / f"head_004{suffix}", folder / "alone")
-    text = TOML.format(folder=folder.as_posix(), batch=1).replace("target_frames = [9]", "target_frames = [25]")
+    text = toml_text(folder, frames=25)
     own = text.split("[[datasets]]")[1].replace("/clips", "/alone").replace("/cache", "/alone-cache")
     text = text.replace('audio = "clip"', f'audio_directories = ["{folder.as_posix()}/clips", '
                                           f'"{folder.as_posix()}/others"]\naudio_short = "silence"')
