@@ -74,9 +74,9 @@ DESIGNS = {
     "omniavatar_add": PROTOCOL,
     "frame_xattn": replace(PROTOCOL, conditions="frame_xattn,reference_channels", network_args=(
         "frame_xattn.audio_hidden=128", "frame_xattn.audio_tokens=8", "frame_xattn.token_width=128",
-        "condition_lr=2e-3", "patch_lr=3e-4", "loraplus_lr_ratio=8")),
+        "condition_lr=1e-3", "patch_lr=3e-4", "loraplus_lr_ratio=8")),
     "gated_lite": replace(PROTOCOL, conditions="gated_lite,reference_channels", network_args=(
-        "gated_lite.audio_hidden=128", "gated_lite.added_hidden=64", "condition_lr=5e-3", "patch_lr=3e-4",
+        "gated_lite.audio_hidden=128", "gated_lite.added_hidden=64", "condition_lr=6e-3", "patch_lr=3e-4",
         "loraplus_lr_ratio=8")),
 }
 """`tools/designs.py`: everything is equal but the conditions, their sizes and their learning rate."""
