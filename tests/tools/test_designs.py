@@ -26,7 +26,6 @@ from tools.proof.recipe import DESIGNS, LONG, PROTOCOL
 from tools.proof.two_speakers import PAIRS, frames_of, mouths_against_sounds, render_pair
 from training.config import TrainConfig
 
-
 HELD = 200 * 2**20
 
 
