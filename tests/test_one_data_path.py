@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from common.features import FeatureBatch
-from common.media.video import read_frames, write_video
 from common.tensorfile import save_tensors
 from dataset.batches import LoadedBatch
 from dataset.config import load_dataset_config
@@ -28,6 +27,7 @@ from networks.condition_weights import condition_tensors
 from networks.lora_wan import create_network
 from networks.metadata import Origin
 from precompute import ModelFiles, run
+from tests.one_clip import FPS, write_clip
 from training.clips import find_clips, read_one
 from training.job import with_first_frame_shown
 import wan
@@ -37,7 +37,7 @@ from wan.conditions.prepare import prepare_conditions
 from wan.conditions.registry import build_condition, find_condition
 from wan.variants import find_task
 
-FRAMES, FPS = 9, 25
+FRAMES = 9
 SOURCE_FRAMES = 12
 """The clip is the start of its source, so that there is sound after it."""
 CAPTION = "a person speaks to the camera"
@@ -57,17 +57,7 @@ target_frames = [9]
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clip of 9 frames that is no multiple of the bucket, its sound, its first frame as a picture; and the TOML."""
     folder = tmp_path_factory.mktemp("one_path")
-    for name in ("clips", "sounds"):
-        (folder / name).mkdir()
-    draws = np.random.default_rng(2)
-    start = draws.integers(0, 200, (70, 100, 3))
-    frames = np.stack([np.clip(start + 5 * k, 0, 255) for k in range(SOURCE_FRAMES)]).astype(np.uint8)
-    clip = folder / "clips" / "head.mp4"
-    write_video(clip, frames, fps=FPS, sound=None)
-    clip.with_suffix(".txt").write_text(CAPTION, encoding="utf-8")
-    sound = 0.3 * draws.standard_normal((SOURCE_FRAMES * 16_000 // FPS, 2))
-    soundfile.write(folder / "sounds" / "head.wav", sound, 16_000, subtype="FLOAT")
-    Image.fromarray(read_frames(clip, fps=FPS, count=1)[0]).save(folder / "first.png")
+    write_clip(folder, frames=SOURCE_FRAMES, channels=2, seed=2, caption=CAPTION)
     (folder / "data.toml").write_text(TOML.format(folder=folder.as_posix()), encoding="utf-8")
     return folder
 

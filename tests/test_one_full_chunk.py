@@ -3,13 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 import pytest
-import soundfile
 import torch
 
-from common.media.video import read_frames, write_video
 from common.tensorfile import load_tensors, save_tensors
 from dataset.batches import LoadedBatch
 from dataset.config import load_dataset_config
@@ -19,7 +15,8 @@ from networks.lora_wan import create_network
 from networks.metadata import Origin
 from precompute import ModelFiles, run
 from precompute.models import AudioOptions
-from tests.test_one_data_path import CAPTION, FPS, assert_same_features, generated, not_none
+from tests.one_clip import FPS, write_clip
+from tests.test_one_data_path import CAPTION, assert_same_features, generated, not_none
 from training.clips import find_clips, read_one
 from training.job import with_first_frame_shown
 import wan
@@ -49,17 +46,7 @@ DESIGNS = {"omniavatar_add": ("omniavatar_add",), "frame_xattn": ("frame_xattn",
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clip of one chunk with exactly its sound, and its first frame as a picture."""
     folder = tmp_path_factory.mktemp("one_chunk")
-    for name in ("clips", "sounds"):
-        (folder / name).mkdir()
-    draws = np.random.default_rng(4)
-    start = draws.integers(0, 200, (70, 100, 3))
-    frames = np.stack([np.clip(start + 5 * k, 0, 255) for k in range(CHUNK)]).astype(np.uint8)
-    clip = folder / "clips" / "head.mp4"
-    write_video(clip, frames, fps=FPS, sound=None)
-    clip.with_suffix(".txt").write_text(CAPTION, encoding="utf-8")
-    sound = 0.3 * draws.standard_normal(CHUNK * 16_000 // FPS)
-    soundfile.write(folder / "sounds" / "head.wav", sound, 16_000, subtype="FLOAT")
-    Image.fromarray(read_frames(clip, fps=FPS, count=1)[0]).save(folder / "first.png")
+    write_clip(folder, frames=CHUNK, channels=1, seed=4, caption=CAPTION)
     return folder
 
 
