@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 import difflib
 import errno
 import os
+import signal
 import sys
 import time
 
@@ -65,18 +66,21 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and end the process with an exit code that tells the truth.
 
     0 done (or the code that `main` returns); 1 a `UserError` or a full disk, told in one message without a traceback;
-    130 after Ctrl-C. Any other exception is a defect of ours and keeps its traceback (exit code 1). What all processes
-    of a launch meet is told once, by the first; what only another one meets is told by that one, with its number.
+    130 after Ctrl-C, 143 after a SIGTERM that a script obeys. Any other exception is a defect of ours and keeps its
+    traceback (exit code 1). What all processes of a launch meet is told once, by the first; what only another one meets
+    is told by that one, with its number.
     """
     try:
         code = main()
     except UserError as error:
         _tell(str(error))
         code = 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "number", signal.SIGINT)
+        by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         if _rank() == "0":
-            print("stopped by Ctrl-C; what was finished is kept", file=sys.stderr)
-        code = 130
+            print(f"stopped by {by}; what was finished is kept", file=sys.stderr)
+        code = 128 + number
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise

@@ -1,10 +1,11 @@
 """Points of a run where something else than learning may happen, each a no-op."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from training.parallel import Processes
 
@@ -17,6 +18,10 @@ class RunState:
     """Optimiser steps done."""
     epoch: int = 0
     """Epochs begun, from 1; 0 before the first."""
+    is_in_epoch: bool = False
+    """Whether the epoch has not been ended yet (its last batch may be used up all the same)."""
+    epoch_start: int = 0
+    """Optimiser steps that were done when the epoch began."""
     batches_in_epoch: int = 0
     """Batches of the current epoch that are used up."""
     samples: int = 0
@@ -109,6 +114,7 @@ class Outcome(Enum):
     """How a run ended."""
 
     FINISHED = "finished"
+    """At its last step, or where a callback had it stop; `Run.stop_reason` tells which."""
     INTERRUPTED = "interrupted"
     FAILED = "failed"
 
@@ -120,6 +126,24 @@ class Run(Protocol):
     processes: Processes
     total_steps: int
     total_epochs: int
+    is_between_steps: bool
+    """False while a step is changing weights: what they are then must not be saved."""
+    is_resumed: bool
+    """Whether the run goes on from a saved state, which every callback has been given its part of."""
+    stop_reason: str
+    """Why the run ends before its last step; empty while it does not."""
+    error: BaseException | None
+    """What broke the run off, for `on_end`."""
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether no further step comes."""
+
+    def stop(self, reason: str) -> None:
+        """End the run after this step, with its final files written. Call it on every process alike."""
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """Around long looks at the run (validation, previews): Ctrl-C and SIGTERM may end them at once."""
 
     def saved(self, path: Path) -> None:
         """Tell the other callbacks that a checkpoint is on disk."""
@@ -130,6 +154,16 @@ class Run(Protocol):
 
 class Callback:
     """Base class: override the points that are needed. Called on every process, in the order of the list."""
+
+    state_name: ClassVar[str] = ""
+    """Key of what the callback remembers in a saved state; empty where it remembers nothing."""
+
+    def remembered(self) -> dict[str, Any]:
+        """What a later start needs: plain values and tensors, in dicts and lists. The first process's is saved."""
+        return {}
+
+    def recall(self, values: Mapping[str, Any]) -> None:
+        """Take up what `remembered` gave; called before `on_start`, on every process."""
 
     def on_start(self, run: Run) -> None:
         """Before the first step."""

@@ -52,6 +52,10 @@ class VideoJob:
         self._epoch = 0
         self._uniforms: Tensor | None = None
 
+    def begin_epoch(self, epoch: int, step: int) -> int:
+        """Batches of each process in `epoch`."""
+        return self.batches_per_epoch
+
     def batches(self, epoch: int, start: int) -> Generator[LoadedBatch | None, None, None]:
         """This process's batches of `epoch`; None where it has no part in a short one."""
         self._epoch = epoch

@@ -1,10 +1,11 @@
 """The training loop: epochs, accumulation, clipping, steps and callbacks, for any model and any data."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 import math
 from pathlib import Path
+import signal
 import time
 from typing import Any, Protocol
 
@@ -13,12 +14,18 @@ from torch import Tensor
 
 from common.errors import UserError
 from training.callbacks import Callback, Outcome, RunState, StepReport, ValidationReport, end_all
+from training.guard import Guard
 from training.optimizers import current_rates
 from training.parallel import GradientBucket, Processes, StepTotals
+from training.signals import StopWish
 
 
 class NonFiniteLoss(UserError):
     """A loss or gradient is NaN or infinite; the weights are as they were before the step."""
+
+
+class ExplodedLoss(UserError):
+    """A loss or gradient is far out of what the run has seen; the weights are as they were before the step."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,13 @@ class Job(Protocol):
 
     parameters: Sequence[torch.nn.Parameter]
     batches_per_epoch: int
-    """The same on every process."""
+    """Of the first epoch; the same on every process."""
+
+    def begin_epoch(self, epoch: int, step: int) -> int:
+        """Make ready for `epoch` (from 1), which begins after `step` optimiser steps; return its number of batches.
+
+        The same on every process. Called again, with the same numbers, where a run goes on in the middle of an epoch.
+        """
 
     def batches(self, epoch: int, start: int) -> Generator[Any, None, None]:
         """This process's batches of `epoch` (from 1), beginning with number `start`; None where it has none."""
@@ -68,6 +81,8 @@ class LoopSettings:
     """Batches of each process in one optimiser step; the last step of an epoch may have fewer."""
     max_grad_norm: float = 0.0
     """Limit of the gradient's norm; 0 for none."""
+    cuts: tuple[int, ...] = ()
+    """Steps after which an epoch ends early and a new one begins, because other data come (phases)."""
 
     def steps_per_epoch(self, batches: int) -> int:
         """Optimiser steps in an epoch of `batches` batches."""
@@ -86,28 +101,51 @@ class Loop:
     """One run. Build it, call `run`; `state` tells where it stands."""
 
     def __init__(self, job: Job, *, optimizer: torch.optim.Optimizer, schedule: Schedule, settings: LoopSettings,
-                 processes: Processes, callbacks: Sequence[Callback] = (), state: RunState | None = None) -> None:
+                 processes: Processes, callbacks: Sequence[Callback] = (), guard: Guard | None = None) -> None:
         self.job, self.optimizer, self.schedule = job, optimizer, schedule
         self.settings, self.processes, self.callbacks = settings, processes, list(callbacks)
-        self.state = state or RunState()
+        self.state = RunState()
         self.total_steps, self.total_epochs = settings.totals(job.batches_per_epoch)
+        self.is_between_steps, self.is_resumed = True, False
+        self.stop_reason = ""
+        self.error: BaseException | None = None
+        self.wish = StopWish()
+        self._guard = guard or Guard()
         self._bucket = GradientBucket(job.parameters, processes)
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether no further step comes."""
+        return bool(self.stop_reason) or self.state.step >= self.total_steps
+
     def run(self) -> RunState:
-        """Train to the end. Ctrl-C and errors are passed on after every callback has been told."""
-        try:
-            for callback in self.callbacks:
-                callback.on_start(self)
-            while self.state.step < self.total_steps:
-                self._epoch()
-        except KeyboardInterrupt:
-            end_all(self.callbacks, self, Outcome.INTERRUPTED)
-            raise
-        except BaseException:
-            end_all(self.callbacks, self, Outcome.FAILED)
-            raise
-        end_all(self.callbacks, self, Outcome.FINISHED)
+        """Train to the end. Errors, and `training.signals.Interrupted`, come after every callback has been told."""
+        with self.wish.heeded():
+            try:
+                for callback in self.callbacks:
+                    callback.on_start(self)
+                while not self.is_ending:
+                    self._epoch()
+                    if not self.is_ending:
+                        self.wish.obey()
+            except KeyboardInterrupt as error:
+                self.error = error
+                end_all(self.callbacks, self, Outcome.INTERRUPTED)
+                raise
+            except BaseException as error:
+                self.error = error
+                end_all(self.callbacks, self, Outcome.FAILED)
+                raise
+            end_all(self.callbacks, self, Outcome.FINISHED)
         return self.state
+
+    def stop(self, reason: str) -> None:
+        """End the run after this step, as if it were the last."""
+        self.stop_reason = self.stop_reason or reason
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """A look at the run that a signal may end at once; with several processes, all of them must look to the end."""
+        return self.wish.interruptible() if self.processes.count == 1 else nullcontext()
 
     def saved(self, path: Path) -> None:
         """Tell every callback that a checkpoint is on disk."""
@@ -121,58 +159,82 @@ class Loop:
 
     def _epoch(self) -> None:
         state = self.state
-        if state.batches_in_epoch == 0:
-            state.epoch += 1
+        if not state.is_in_epoch:
+            state.epoch, state.epoch_start, state.batches_in_epoch = state.epoch + 1, state.step, 0
+            state.is_in_epoch = True
+        length = self.job.begin_epoch(state.epoch, state.epoch_start)
         started = time.perf_counter()
         # Closing ends the threads that read ahead, also where the run stops in the middle of an epoch.
         with closing(self.job.batches(state.epoch, state.batches_in_epoch)) as batches:
-            for portion in _portions(batches, self.settings.accumulation):
+            for portion in _portions(batches, self.settings.accumulation) if not self._is_cut else ():
                 report = self._step(portion, started)
                 for callback in self.callbacks:
                     callback.on_step(self, report)
-                if state.step >= self.total_steps:
+                if self.is_ending or self.wish or self._is_cut:
                     break
                 started = time.perf_counter()
-        if state.batches_in_epoch >= self.job.batches_per_epoch:
-            state.batches_in_epoch = 0
+        if state.batches_in_epoch >= length or self._is_cut:
             for callback in self.callbacks:
                 callback.on_epoch(self)
+            state.is_in_epoch = False
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether the epoch ends here before all its batches are seen."""
+        return self.state.step in self.settings.cuts and self.state.step > self.state.epoch_start
 
     def _step(self, portion: list[Any], started: float) -> StepReport:
         self._bucket.clear()
         seen: list[BatchLoss] = []
         for batch in portion:
+            if self.processes.count == 1:
+                self.wish.obey()
             if batch is None:
                 continue
             result = self.job.loss(batch)
             result.total.backward()  # type: ignore[no-untyped-call]
             self._bucket.add_loss(result.total, len(result.names))
             seen.append(BatchLoss(result.total.detach(), result.per_sample, result.names))
+        if self.wish:
+            self._bucket.ask_to_stop()
         totals = self._bucket.reduce(self.settings.max_grad_norm)
-        self._refuse_non_finite(totals, seen)
+        self._refuse(totals, seen)
+        self.is_between_steps = False
         rates = current_rates(self.optimizer)
         self.optimizer.step()
         self.schedule.step()
         self.job.after_step()
         self.state.batches_in_epoch += len(portion)
         self.state.count(totals.loss, totals.samples)
+        self.is_between_steps = True
+        if totals.is_to_stop and not self.wish:
+            self.wish.number = signal.SIGTERM
         return StepReport(step=self.state.step, epoch=self.state.epoch, loss=totals.loss,
                           average_loss=self.state.average_loss, grad_norm=totals.grad_norm, learning_rates=rates,
                           seconds=time.perf_counter() - started, samples=totals.samples)
 
-    def _refuse_non_finite(self, totals: StepTotals, seen: Sequence[BatchLoss]) -> None:
-        if math.isfinite(totals.loss) and math.isfinite(totals.grad_norm):
+    def _refuse(self, totals: StepTotals, seen: Sequence[BatchLoss]) -> None:
+        """Raise where the step must not touch the weights, naming its items."""
+        is_finite = math.isfinite(totals.loss) and math.isfinite(totals.grad_norm)
+        too_large = self._guard.finds(totals.loss, totals.grad_norm) if is_finite else ""
+        if is_finite and not too_large:
             return
         losses = [(name, value) for part in seen
                   for name, value in zip(part.names, part.per_sample.tolist(), strict=True)]
         everywhere = [pair for one in self.processes.gather(losses) for pair in one]
+        step = self.state.step + 1
+        if too_large:
+            items = ", ".join(f"{name} (loss {value:.4g})" for name, value in everywhere)
+            raise ExplodedLoss(f"step {step}: {too_large}; the weights were not touched. Items of the step: {items}. "
+                               "Look at these files and their caches; lower --learning_rate, or set --max_grad_norm. "
+                               "--explosion_factor sets the limit, 0 takes it away.")
         bad = [f"{name} (loss {value})" for name, value in everywhere if not math.isfinite(value)]
         what = "loss" if bad else "gradient"
-        items = bad or [f"{name} (loss {value:.4g})" for name, value in everywhere]
+        items = ", ".join(bad or [f"{name} (loss {value:.4g})" for name, value in everywhere])
         raise NonFiniteLoss(
-            f"step {self.state.step + 1}: the {what} is not finite; the weights were not touched. Items of the step: "
-            f"{', '.join(items)}. Look at these files and their caches; lower --learning_rate if the loss had been "
-            "growing; fp16 weights overflow where bf16 does not.")
+            f"step {step}: the {what} is not finite; the weights were not touched. Items of the step: {items}. Look at "
+            "these files and their caches; lower --learning_rate if the loss had been growing; fp16 weights overflow "
+            "where bf16 does not.")
 
 
 def _portions(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -45,6 +45,8 @@ class StepTotals:
     samples: int
     grad_norm: float
     """Norm of the mean gradient, before clipping."""
+    is_to_stop: bool = False
+    """Whether any process was asked to stop."""
 
 
 class GradientBucket:
@@ -62,8 +64,8 @@ class GradientBucket:
         assert dtypes == {torch.float32}, f"trained parameters must be float32, found {dtypes}"
         self.processes = processes
         lengths = [_aligned(parameter.numel()) for parameter in self.parameters]
-        # The last two places carry the summed loss and the number of samples, so that one collective is enough.
-        self._flat = torch.zeros(sum(lengths) + 2, dtype=torch.float32, device=self.parameters[0].device)
+        # The last places carry the wish to stop, the summed loss and the samples, so that one collective is enough.
+        self._flat = torch.zeros(sum(lengths) + 3, dtype=torch.float32, device=self.parameters[0].device)
         start = 0
         for parameter, length in zip(self.parameters, lengths, strict=True):
             parameter.grad = self._flat[start:start + parameter.numel()].view_as(parameter)
@@ -78,18 +80,22 @@ class GradientBucket:
         self._flat[-2] += total.detach().to(self._flat.dtype)
         self._flat[-1] += samples
 
+    def ask_to_stop(self) -> None:
+        """Have `reduce` tell every process to stop after this step."""
+        self._flat[-3] = 1
+
     def reduce(self, max_grad_norm: float = 0.0) -> StepTotals:
         """Sum over processes, divide by the samples, clip to `max_grad_norm` (0: not), and report."""
         if self.processes.count > 1:
             dist.all_reduce(self._flat)
         samples = self._flat[-1].clone()
         self._flat[:-1].div_(samples.clamp(min=1))
-        gradients = self._flat[:-2]
+        gradients = self._flat[:-3]
         norm = gradients.norm()
         if max_grad_norm > 0:
             gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        loss, count, size = torch.stack([self._flat[-2], samples, norm]).tolist()
-        return StepTotals(loss=loss, samples=int(count), grad_norm=size)
+        stop, loss, count, size = torch.stack([self._flat[-3], self._flat[-2], samples, norm]).tolist()
+        return StepTotals(loss=loss, samples=int(count), grad_norm=size, is_to_stop=stop > 0)
 
 
 def _aligned(numbers: int) -> int:

@@ -163,8 +163,8 @@ def test_the_untrained_network_is_written_first_and_stays(tmp_path: Path) -> Non
 def test_a_run_that_goes_on_writes_no_first_checkpoint(tmp_path: Path) -> None:
     job = Line(DATA)
     loop = Loop(job, optimizer=torch.optim.SGD(job.parameters, lr=0.1), schedule=Constant(),
-                settings=LoopSettings(steps=4), processes=Processes(), callbacks=[checkpoints(tmp_path, at_first=True)],
-                state=RunState(step=3, epoch=1, batches_in_epoch=3))
+                settings=LoopSettings(steps=4), processes=Processes(), callbacks=[checkpoints(tmp_path, at_first=True)])
+    loop.state = RunState(step=3, epoch=1, is_in_epoch=True, batches_in_epoch=3)
     loop.run()
     assert written(tmp_path) == ["name.safetensors"]
 

@@ -246,7 +246,8 @@ class Reports(Callback):
 def fit(job: VideoJob, *callbacks: Callback, steps: int = 5, state: RunState | None = None) -> Loop:
     optimizer = torch.optim.AdamW(job.parameters, lr=1e-2)
     loop = Loop(job, optimizer=optimizer, schedule=Constant(), settings=LoopSettings(steps=steps, accumulation=2),
-                processes=Processes(), callbacks=callbacks, state=state)
+                processes=Processes(), callbacks=callbacks)
+    loop.state = state or loop.state
     loop.run()
     return loop
 
