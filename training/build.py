@@ -1,6 +1,8 @@
 """The assembly hall: from settings to a finished training run. The one file that sees every section and every room."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 import time
 from typing import Any
@@ -17,27 +19,33 @@ from common.logs import get_logger
 from networks.base import network_module
 from networks.lora import LoraNetwork
 from training import preflight
-from training.callbacks import Callback
 from training.checkpoints import CheckpointPlan, Checkpoints
 from training.clips import EpochBatches, digest, sizes_of
 from training.config import OptimiserSection, TrainConfig
+from training.guard import Guard
 from training.job import JobSettings, VideoJob
 from training.launch import (
     base_dtype,
     make_accelerator,
     processes_of,
     refuse_differences,
+    run_lock,
     set_up_torch,
     with_seed,
 )
 from training.loop import Loop, LoopSettings
 from training.loss_plot import LossHistory
 from training.optimizers import build_optimizer, is_schedule_free
-from training.outcome import averaged, network_writer
+from training.outcome import NetworkWriter, averaged
 from training.parallel import Processes
 from training.preflight import Plan, timestep_settings
 from training.reports import ProgressLine, StepLog, duration
+from training.resume import Start, check_change, facts_of, find_start, make_room
+from training.run_record import RecordKeeper
 from training.schedules import ScheduleSettings, build_custom_scheduler, build_scheduler, check_schedule, parse_steps
+from training.snapshot import Snapshot
+from training.state_keeper import StateKeeper, StatePlan
+from training.state_settings import StateSection
 from training.timestep_plot import as_text, save_image
 from training.timesteps import unread_settings
 from training.trackers import Trackers, plain_settings
@@ -55,39 +63,79 @@ SETTINGS_FILE = "settings.toml"
 def train(config: TrainConfig) -> Path | None:
     """Run a training to its end and return the final file; None where `--show_timesteps` asked for a picture only.
 
-    Works in one process and in all processes of an `accelerate launch`. Raises UserError before the first step for
-    whatever does not fit, `training.loop.NonFiniteLoss` when learning breaks down.
+    Works in one process and in all processes of an `accelerate launch`. A run that was here before is gone on with
+    (`training.resume`). Raises UserError before the first step for whatever does not fit,
+    `training.guard.BrokenStep` when learning breaks down, `training.signals.Interrupted` when it was asked to stop.
     """
     accelerator = make_accelerator(config.logging)
     processes = processes_of(accelerator)
-    config = with_seed(config, processes)
-    log.info("settings (a TOML for --config_file):\n%s", to_toml(config))
-    set_up_torch(config.speed, _seed(config))
     plan = preflight.check(config)
-    preflight.tell(plan)
-    if config.noise.show_timesteps is not None:
-        show_timesteps(config, plan)
-        return None
+    with run_lock(config.saving, processes) if config.noise.show_timesteps is None else nullcontext():
+        start: Start = processes.from_first(lambda: find_start(config))
+        if start.done:
+            log.info("%s", start.done)
+            return config.saving.output_dir / f"{config.saving.output_name}.safetensors"
+        config = with_seed(config, processes, start.seed)
+        log.info("settings (a TOML for --config_file):\n%s", to_toml(config))
+        set_up_torch(config.speed, _seed(config))
+        preflight.tell(plan)
+        if config.noise.show_timesteps is not None:
+            show_timesteps(config, plan)
+            return None
+        return _run(config, plan, start, processes=processes, accelerator=accelerator)
+
+
+def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes, accelerator: Any) -> Path:
     batches = EpochBatches(plan.clips, _seed(config), processes, config.length.max_data_loader_n_workers,
                            plan.showing.min_frames)
-    settings = loop_settings(config)
-    schedule = schedule_settings(config.optimiser, settings.totals(batches.per_epoch)[0])
+    schedule = schedule_settings(config.optimiser, loop_settings(config).totals(batches.per_epoch)[0])
+    facts = facts_of(config, batches, start.record.run_id)
+    if start.state is not None:
+        check_change(start, facts, config.state)
+    start = processes.from_first(lambda: make_room(start, config))
     if processes.is_main:
         write_text(config.saving.output_dir / SETTINGS_FILE, to_toml(config))
     processes.wait()
-    meter = Meter(str(processes.device))
-    started = time.monotonic()
-    loop, checkpoints = assemble(config, plan, batches, schedule=schedule, processes=processes, accelerator=accelerator)
-    _tell_length(loop, config, batches)
-    loop.run()
-    log.info("trained %d steps in %s (%s). Use it: generate_video.py --lora_weight \"%s\"", loop.state.step,
-             duration(time.monotonic() - started), meter.line(), checkpoints.plan.final)
+    meter, started = Meter(str(processes.device)), time.monotonic()
+    run = assemble(config, plan, batches, schedule=schedule, processes=processes, accelerator=accelerator,
+                   start=start, facts=facts)
+    _tell_length(run.loop, config, batches)
+    begin(run, start, config.state)
+    run.loop.run()
+    log.info("trained %d steps in %s (%s). Use it: generate_video.py --lora_weight \"%s\"", run.loop.state.step,
+             duration(time.monotonic() - started), meter.line(), run.final)
     accelerator.end_training()
-    return checkpoints.plan.final
+    return run.final
+
+
+def begin(run: "Assembled", start: Start, settings: StateSection) -> None:
+    """Put the run where `start` says, loudly."""
+    if start.state is None:
+        return
+    if start.weights_only:
+        run.snapshot.restore_network(start.state)
+        log.info("the weights of %s (step %d) are taken; step, optimiser and schedule begin anew", start.state.path,
+                 start.state.step)
+        return
+    run.snapshot.restore(start.state, has_new_data=settings.resume_new_data)
+    state = run.loop.state
+    log.info("GOING ON from %s: step %d of %d, epoch %d, batch %d of it. Optimiser, schedule, random states, order of "
+             "the data and loss history are those of the run.", start.state.path.name, state.step,
+             run.loop.total_steps, state.epoch, state.batches_in_epoch)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A run that is ready."""
+
+    loop: Loop
+    snapshot: Snapshot
+    final: Path
+    """Where the result will lie."""
 
 
 def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule: ScheduleSettings,
-             processes: Processes, accelerator: Any) -> tuple[Loop, Checkpoints]:
+             processes: Processes, accelerator: Any, start: Start, facts: Mapping[str, Any]) -> Assembled:
     """Load the base, attach the network, and put everything into a loop that is ready to run."""
     dit = load_base(config, plan, processes.device)
     network = build_network(config, plan, dit)
@@ -98,28 +146,45 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
                                config.network.scale_weight_norms, plan.showing, plan.regions)
     job = VideoJob(dit, network, job_settings, epoch_batches=batches, batches_per_epoch=batches.per_epoch,
                    samples_per_epoch=batches.samples_per_epoch)
-    optimiser = config.optimiser
-    optimizer = build_optimizer(optimiser.optimizer_type, network.parameter_groups(optimiser.learning_rate),
-                                learning_rate=optimiser.learning_rate, arguments=optimiser.optimizer_args)
-    if is_schedule_free(optimizer):
-        optimizer.train()  # type: ignore[attr-defined]
-    scheduler = (build_custom_scheduler(optimizer, optimiser.lr_scheduler_type, optimiser.lr_scheduler_args)
-                 if optimiser.lr_scheduler_type else build_scheduler(optimizer, schedule))
+    optimizer, scheduler = build_learning(config.optimiser, network, schedule)
     settings = loop_settings(config)
     total_steps, total_epochs = settings.totals(batches.per_epoch)
-    facts = {"max_train_steps": total_steps, "num_epochs": total_epochs, "num_batches_per_epoch": batches.per_epoch,
-             "lr_warmup_steps": schedule.warmup_steps, "mixed_precision": dtype_name(dit.dtype),
-             "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}", **_size_facts(network)}
-    checkpoints = Checkpoints(checkpoint_plan(config), network_writer(config, plan, network, optimizer=optimizer,
-                                                                      facts=facts))
-    callbacks: list[Callback] = [
-        checkpoints, StepLog(config.saving.output_dir, config.saving.output_name),
-        Trackers(accelerator, config.logging, plain_settings(config)), ProgressLine(),
-        LossHistory(config.saving.output_dir, config.saving.output_name)]
+    told = {"max_train_steps": total_steps, "num_epochs": total_epochs, "num_batches_per_epoch": batches.per_epoch,
+            "lr_warmup_steps": schedule.warmup_steps, "mixed_precision": dtype_name(dit.dtype),
+            "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}", **_size_facts(network)}
+    loop = Loop(job, optimizer=optimizer, schedule=scheduler, settings=settings, processes=processes,
+                guard=Guard(config.length.explosion_factor))
+    write = NetworkWriter(config, plan, network, optimizer=optimizer, facts=told)
+    checkpoints = Checkpoints(checkpoint_plan(config), write)
+    snapshot = Snapshot(loop, network, lambda path: write.raw(path, loop.state))
+    folder, name = config.saving.output_dir, config.saving.output_name
+    loop.callbacks += [
+        checkpoints, StepLog(folder, name), Trackers(accelerator, config.logging, plain_settings(config)),
+        ProgressLine(), LossHistory(folder, name)]
     if plan.held_out:
-        callbacks.append(build_validation(config, plan, job, total_steps, as_saved=lambda: averaged(optimizer)))
-    return Loop(job, optimizer=optimizer, schedule=scheduler, settings=settings, processes=processes,
-                callbacks=callbacks), checkpoints
+        loop.callbacks.append(build_validation(config, plan, job, total_steps, as_saved=lambda: averaged(optimizer)))
+    # Behind all whose memory it saves; the record comes last, because it tells of the state.
+    loop.callbacks += [StateKeeper(state_plan(config), snapshot, facts), RecordKeeper(folder, start.record)]
+    return Assembled(loop, snapshot, checkpoints.plan.final)
+
+
+def build_learning(settings: OptimiserSection, network: LoraNetwork, schedule: ScheduleSettings) -> tuple[Any, Any]:
+    """(optimiser, learning-rate schedule)."""
+    optimizer = build_optimizer(settings.optimizer_type, network.parameter_groups(settings.learning_rate),
+                                learning_rate=settings.learning_rate, arguments=settings.optimizer_args)
+    if is_schedule_free(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
+    if settings.lr_scheduler_type:
+        return optimizer, build_custom_scheduler(optimizer, settings.lr_scheduler_type, settings.lr_scheduler_args)
+    return optimizer, build_scheduler(optimizer, schedule)
+
+
+def state_plan(config: TrainConfig) -> StatePlan:
+    """When states are saved."""
+    state = config.state
+    return StatePlan(config.saving.output_dir, config.saving.output_name, every_steps=state.save_state_every_n_steps,
+                     every_minutes=state.save_state_every_n_minutes, with_checkpoints=state.save_state,
+                     keep=state.save_last_n_states)
 
 
 def build_validation(config: TrainConfig, plan: Plan, job: VideoJob, total_steps: int, *,

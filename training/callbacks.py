@@ -1,6 +1,6 @@
 """Points of a run where something else than learning may happen, each a no-op."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -57,6 +57,8 @@ class StepReport:
     seconds: float
     """Wall time of the step, its data included."""
     samples: int
+    is_state_due: bool = False
+    """Whether the first process wants the state saved now (by the clock, or because a file `save` asked for it)."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ class Run(Protocol):
     """Why the run ends before its last step; empty while it does not."""
     error: BaseException | None
     """What broke the run off, for `on_end`."""
+    is_state_due: Callable[[], bool]
+    """Asked of the first process in every step; its answer reaches all of them in the step's report."""
 
     @property
     def is_ending(self) -> bool:
@@ -147,6 +151,9 @@ class Run(Protocol):
 
     def saved(self, path: Path) -> None:
         """Tell the other callbacks that a checkpoint is on disk."""
+
+    def state_saved(self, path: Path) -> None:
+        """Tell the other callbacks that a whole state is on disk."""
 
     def validated(self, report: ValidationReport) -> None:
         """Tell the other callbacks what was measured on held-out clips."""
@@ -176,6 +183,9 @@ class Callback:
 
     def on_save(self, run: Run, path: Path) -> None:
         """After a checkpoint was written whole."""
+
+    def on_state(self, run: Run, path: Path) -> None:
+        """After a state was written whole that the run can go on from."""
 
     def on_validation(self, run: Run, report: ValidationReport) -> None:
         """After held-out clips were measured."""

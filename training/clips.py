@@ -146,6 +146,12 @@ class EpochBatches:
         """Hash of what the order of an epoch and its batches follow from: equal on processes that train alike."""
         return text_hash(f"{digest(self.clips)} {self.min_frames}")
 
+    def order(self) -> str:
+        """Hash of an epoch's global batches: the same for two processes with batches of one as for one with two."""
+        return text_hash(repr([(clip.name, clip.item.content, clip.item.caption, clip.bucket, clip.item.repeats,
+                                clip.batch_size * self.processes.count) for clip in self.clips])
+                         + f" {self.min_frames}")
+
     def __call__(self, epoch: int, start: int) -> Generator[LoadedBatch | None, None, None]:
         """Loaded batches from number `start` on; None where this process has no share in a short global batch."""
         workers = min(self.workers, os.cpu_count() or 1)

@@ -9,6 +9,7 @@ from common.config import Section, flag
 from common.errors import ConfigError
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
+from training.state_settings import StateSection
 from wan.variants import TASKS, find_task
 
 TIMESTEP_RULES = ("sigma", "uniform", "sigmoid", "shift", "flux_shift", "flux2_shift", "ideogram4_shift", "qwen_shift",
@@ -59,6 +60,9 @@ class LengthSection(Section):
     seed: int | None = flag(None, "seed of every draw; without one a random seed is taken and printed",
                             differs="draws hang on seed, epoch and place in the epoch, not on the number of processes")
     max_grad_norm: float = flag(1.0, "limit of the gradient's norm, which calms outliers; 0 for none", ge=0)
+    explosion_factor: float = flag(100.0, "stop before a step whose loss is more than this many times the median of "
+                                          "the last 100 (or its gradient's norm ten times as many), naming its items; "
+                                          "0 lets it pass", ge=0)
 
 
 class SpeedSection(Section):
@@ -296,5 +300,6 @@ class TrainConfig(Section):
     regions: RegionSection
     speed: SpeedSection
     saving: SavingSection
+    state: StateSection
     validation: ValidationSection
     logging: LoggingSection

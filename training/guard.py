@@ -2,6 +2,20 @@
 
 import statistics
 
+from common.errors import UserError
+
+
+class BrokenStep(UserError):
+    """A step that must not be taken; the weights are as they were before it, on every process."""
+
+
+class NonFiniteLoss(BrokenStep):
+    """A loss or gradient is NaN or infinite."""
+
+
+class ExplodedLoss(BrokenStep):
+    """A loss or gradient is far out of what the run has seen."""
+
 
 class Guard:
     """Tells a step that blew up from the steps before it.

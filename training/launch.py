@@ -1,6 +1,7 @@
 """The processes of a launch, the device, the precision and the seed of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 import os
 import secrets
@@ -10,7 +11,7 @@ import torch
 
 from common.errors import ConfigError
 from common.logs import get_logger
-from training.config import FP16_REFUSED, LoggingSection, SpeedSection, TrainConfig
+from training.config import FP16_REFUSED, LoggingSection, SavingSection, SpeedSection, TrainConfig
 from training.parallel import Processes
 from training.trackers import log_folder, tracker_names
 
@@ -63,12 +64,38 @@ def base_dtype(settings: SpeedSection, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wish == "bf16" else torch.float32
 
 
-def with_seed(config: TrainConfig, processes: Processes) -> TrainConfig:
-    """The settings with a seed: the given one, or a random one that all processes share."""
-    seed = config.length.seed
+def with_seed(config: TrainConfig, processes: Processes, known: int | None = None) -> TrainConfig:
+    """The settings with a seed: the given one, the `known` one of the run, or a random one that all processes share."""
+    seed = known if config.length.seed is None else config.length.seed
     if seed is None:
         seed = processes.gather(secrets.randbelow(2**31))[0]
     return config.model_copy(update={"length": config.length.model_copy(update={"seed": seed})})
+
+
+@contextmanager
+def run_lock(settings: SavingSection, processes: Processes) -> Iterator[None]:
+    """Keep a second training of the same name out of the folder, as long as this one runs. ConfigError where one is."""
+    from filelock import FileLock, Timeout
+
+    path = settings.output_dir / f".{settings.output_name}.lock"
+    lock = FileLock(path)
+
+    def take() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(f"another training of the name '{settings.output_name}' runs in {settings.output_dir} "
+                              f"({path.name} is held). Wait for it, stop it, or choose another --output_name."
+                              ) from error
+
+    processes.from_first(take)
+    try:
+        yield
+    finally:
+        if processes.is_main:
+            path.unlink(missing_ok=True)
+            lock.release()
 
 
 def refuse_differences(processes: Processes, facts: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """The training loop: epochs, accumulation, clipping, steps and callbacks, for any model and any data."""
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 import math
@@ -12,20 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from common.errors import UserError
 from training.callbacks import Callback, Outcome, RunState, StepReport, ValidationReport, end_all
-from training.guard import Guard
+from training.guard import ExplodedLoss, Guard, NonFiniteLoss
 from training.optimizers import current_rates
 from training.parallel import GradientBucket, Processes, StepTotals
 from training.signals import StopWish
-
-
-class NonFiniteLoss(UserError):
-    """A loss or gradient is NaN or infinite; the weights are as they were before the step."""
-
-
-class ExplodedLoss(UserError):
-    """A loss or gradient is far out of what the run has seen; the weights are as they were before the step."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +60,12 @@ class Schedule(Protocol):
     def step(self) -> None:
         """Set the rates of the next step."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Stand there again."""
+
 
 @dataclass(frozen=True)
 class LoopSettings:
@@ -109,8 +106,9 @@ class Loop:
         self.is_between_steps, self.is_resumed = True, False
         self.stop_reason = ""
         self.error: BaseException | None = None
+        self.is_state_due: Callable[[], bool] = lambda: False
         self.wish = StopWish()
-        self._guard = guard or Guard()
+        self.guard = guard or Guard()
         self._bucket = GradientBucket(job.parameters, processes)
 
     @property
@@ -151,6 +149,11 @@ class Loop:
         """Tell every callback that a checkpoint is on disk."""
         for callback in self.callbacks:
             callback.on_save(self, path)
+
+    def state_saved(self, path: Path) -> None:
+        """Tell every callback that a whole state is on disk."""
+        for callback in self.callbacks:
+            callback.on_state(self, path)
 
     def validated(self, report: ValidationReport) -> None:
         """Tell every callback what was measured on held-out clips."""
@@ -197,6 +200,8 @@ class Loop:
             seen.append(BatchLoss(result.total.detach(), result.per_sample, result.names))
         if self.wish:
             self._bucket.ask_to_stop()
+        if self.processes.is_main and self.is_state_due():
+            self._bucket.ask_for_state()
         totals = self._bucket.reduce(self.settings.max_grad_norm)
         self._refuse(totals, seen)
         self.is_between_steps = False
@@ -211,12 +216,13 @@ class Loop:
             self.wish.number = signal.SIGTERM
         return StepReport(step=self.state.step, epoch=self.state.epoch, loss=totals.loss,
                           average_loss=self.state.average_loss, grad_norm=totals.grad_norm, learning_rates=rates,
-                          seconds=time.perf_counter() - started, samples=totals.samples)
+                          seconds=time.perf_counter() - started, samples=totals.samples,
+                          is_state_due=totals.is_state_due)
 
     def _refuse(self, totals: StepTotals, seen: Sequence[BatchLoss]) -> None:
         """Raise where the step must not touch the weights, naming its items."""
         is_finite = math.isfinite(totals.loss) and math.isfinite(totals.grad_norm)
-        too_large = self._guard.finds(totals.loss, totals.grad_norm) if is_finite else ""
+        too_large = self.guard.finds(totals.loss, totals.grad_norm) if is_finite else ""
         if is_finite and not too_large:
             return
         losses = [(name, value) for part in seen

@@ -1,7 +1,6 @@
 """What a finished network is saved as: weights, and metadata that say what made them."""
 
 from collections import Counter
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -25,24 +24,34 @@ from training.showing import SOUND
 from wan.encoders.specs import NULL
 
 
-def network_writer(config: TrainConfig, plan: Plan, network: LoraNetwork, *, optimizer: Any, facts: dict[str, Any]
-                   ) -> Callable[[Path, RunState], None]:
-    """A function (path, state) that writes the network as it is now. `facts` are added to the `ss_*` metadata."""
-    saving = config.saving
-    dtype = parse_dtype(saving.save_precision) if saving.save_precision else None
-    started = datetime.now(UTC)
-    own = _facts(config, plan) | facts | {"session_id": int(started.timestamp()),
-                                          "training_started_at": started.timestamp()}
+class NetworkWriter:
+    """Writes the network as it is now: called (path, state) as it is to be used, `raw` as it is trained."""
 
-    def write(path: Path, state: RunState) -> None:
-        now = datetime.now(UTC)
+    def __init__(self, config: TrainConfig, plan: Plan, network: LoraNetwork, *, optimizer: Any, facts: dict[str, Any]
+                 ) -> None:
+        """`facts` are added to the `ss_*` metadata."""
+        self._config, self._plan, self._network, self._optimizer = config, plan, network, optimizer
+        started = datetime.now(UTC)
+        self._facts = _facts(config, plan) | facts | {"session_id": int(started.timestamp()),
+                                                      "training_started_at": started.timestamp()}
+
+    def __call__(self, path: Path, state: RunState) -> None:
+        """In `--save_precision`, averaged where the optimiser averages."""
+        precision = self._config.saving.save_precision
+        with averaged(self._optimizer):
+            self._write(path, state, parse_dtype(precision) if precision else None)
+
+    def raw(self, path: Path, state: RunState) -> None:
+        """In float32, exactly the weights that the next step begins with."""
+        self._write(path, state, None)
+
+    def _write(self, path: Path, state: RunState, dtype: torch.dtype | None) -> None:
+        saving, now = self._config.saving, datetime.now(UTC)
         metadata = training_metadata(
-            own | {"training_finished_at": now.timestamp(), "epoch": state.epoch, "steps": state.step},
-            _spec(saving, config, plan), _origin(config, plan), minimal=saving.no_metadata, now=now)
-        with averaged(optimizer):
-            save_network(path, network.state(dtype), metadata)
-
-    return write
+            self._facts | {"training_finished_at": now.timestamp(), "epoch": state.epoch, "steps": state.step},
+            _spec(saving, self._config, self._plan), _origin(self._config, self._plan), minimal=saving.no_metadata,
+            now=now)
+        save_network(path, self._network.state(dtype), metadata)
 
 
 def averaged(optimizer: Any) -> Any:

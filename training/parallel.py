@@ -1,12 +1,14 @@
 """Gradients in one flat bucket: summed over processes, divided by the samples of all of them, clipped."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 import torch.distributed as dist
+
+from common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,20 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives on the first process, on all of them; its UserError is raised on all of them too."""
+        value: Any = None
+        error: UserError | None = None
+        if self.is_main:
+            try:
+                value = make()
+            except UserError as found:
+                error = found
+        value, error = self.gather((value, error))[0]
+        if error is not None:
+            raise error
+        return value
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.count > 1:
@@ -47,6 +63,8 @@ class StepTotals:
     """Norm of the mean gradient, before clipping."""
     is_to_stop: bool = False
     """Whether any process was asked to stop."""
+    is_state_due: bool = False
+    """Whether any process wants the state saved after this step."""
 
 
 class GradientBucket:
@@ -64,8 +82,8 @@ class GradientBucket:
         assert dtypes == {torch.float32}, f"trained parameters must be float32, found {dtypes}"
         self.processes = processes
         lengths = [_aligned(parameter.numel()) for parameter in self.parameters]
-        # The last places carry the wish to stop, the summed loss and the samples, so that one collective is enough.
-        self._flat = torch.zeros(sum(lengths) + 3, dtype=torch.float32, device=self.parameters[0].device)
+        # The last places carry two wishes, the summed loss and the samples, so that one collective is enough.
+        self._flat = torch.zeros(sum(lengths) + 4, dtype=torch.float32, device=self.parameters[0].device)
         start = 0
         for parameter, length in zip(self.parameters, lengths, strict=True):
             parameter.grad = self._flat[start:start + parameter.numel()].view_as(parameter)
@@ -84,18 +102,22 @@ class GradientBucket:
         """Have `reduce` tell every process to stop after this step."""
         self._flat[-3] = 1
 
+    def ask_for_state(self) -> None:
+        """Have `reduce` tell every process to save the state after this step."""
+        self._flat[-4] = 1
+
     def reduce(self, max_grad_norm: float = 0.0) -> StepTotals:
         """Sum over processes, divide by the samples, clip to `max_grad_norm` (0: not), and report."""
         if self.processes.count > 1:
             dist.all_reduce(self._flat)
         samples = self._flat[-1].clone()
         self._flat[:-1].div_(samples.clamp(min=1))
-        gradients = self._flat[:-3]
+        gradients = self._flat[:-4]
         norm = gradients.norm()
         if max_grad_norm > 0:
             gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        stop, loss, count, size = torch.stack([self._flat[-3], self._flat[-2], samples, norm]).tolist()
-        return StepTotals(loss=loss, samples=int(count), grad_norm=size, is_to_stop=stop > 0)
+        state, stop, loss, count, size = torch.cat([self._flat[-4:-1], torch.stack([samples, norm])]).tolist()
+        return StepTotals(loss=loss, samples=int(count), grad_norm=size, is_to_stop=stop > 0, is_state_due=state > 0)
 
 
 def _aligned(numbers: int) -> int:

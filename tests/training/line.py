@@ -46,6 +46,12 @@ class Constant:
     def step(self) -> None:
         pass
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
 
 def fit(job: Line, *callbacks: Callback, lr: float = 0.1, **settings: Any) -> Loop:
     """Train `job` with plain gradient descent; `settings` are those of the loop."""

@@ -38,7 +38,7 @@ def test_a_lora_is_trained_and_saved_with_what_made_it(talking: Path, weights: P
     assert final == tmp_path / "t.safetensors"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "loss_history.json", "loss_history.png", "metrics.jsonl", "settings.toml", "t-000001.safetensors",
-        "t.safetensors"]
+        "t-step00000007-state", "t.safetensors", "training_state.json"]
     with safe_open(final, "pt") as file:
         told = file.metadata()
         assert "lora_unet_blocks_0_self_attn_q.lora_down.weight" in file.keys()  # noqa: SIM118

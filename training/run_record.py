@@ -1,0 +1,181 @@
+"""``training_state.json``: one readable page that says where a run stands. Nothing is computed from it alone.
+
+States and checkpoints on the disk are the truth; this file names them, counts what failed and keeps the last figures.
+Damaged, it is moved aside and made again from them.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+import json
+from pathlib import Path
+import re
+from typing import Any
+
+from common.atomic import write_text
+from common.errors import ConfigError
+from common.logs import get_logger
+from training.callbacks import Callback, Outcome, Run, ValidationReport
+from training.states import find_states, put_aside, read_state
+
+log = get_logger(__name__)
+
+FILE = "training_state.json"
+SCHEMA = 1
+HISTORY = 10
+"""Checkpoints, validations and errors that are remembered, the newest last."""
+
+
+@dataclass
+class RunRecord:
+    """The content of the file."""
+
+    schema: int = SCHEMA
+    name: str = ""
+    run_id: str = ""
+    status: str = "new"
+    """new, running, finished, stopped early, interrupted, failed"""
+    reason: str = ""
+    """Why it ended, where it did not end at its last step."""
+    step: int = 0
+    epoch: int = 0
+    total_steps: int = 0
+    started: str = ""
+    updated: str = ""
+    starts: int = 0
+    """How often the run was started, the first time included."""
+    states: list[str] = field(default_factory=list)
+    """Folders that the run can go on from, the newest last."""
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    """Lowest held-out loss: step, figure."""
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def text(self) -> str:
+        """The file's content."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def read_record(folder: Path, name: str) -> RunRecord:
+    """The record of the run `name` in `folder`; a fresh one where there is none, or another run's.
+
+    A file that cannot be read, or whose fields are not what they should be, is moved to
+    ``training_state.json.corrupt-<time>`` and rebuilt from the states and checkpoints in the folder.
+    """
+    path = folder / FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        record = _checked(values)
+    except FileNotFoundError:
+        return rebuilt(folder, name)
+    except (OSError, ValueError, TypeError) as error:
+        aside = put_aside(path, "corrupt")
+        log.warning("%s cannot be read (%s); it was moved to %s and made again from the states and checkpoints here.",
+                    path, error, aside.name)
+        return rebuilt(folder, name)
+    return record if record.name == name else rebuilt(folder, name)
+
+
+def _checked(values: Any) -> RunRecord:
+    if not isinstance(values, dict):
+        raise ValueError("it holds no table")
+    if values.get("schema") != SCHEMA:
+        raise ValueError(f"schema {values.get('schema')!r}, expected {SCHEMA}")
+    kinds = {one.name: type(one.default) if isinstance(one.default, (int, str)) else list for one in fields(RunRecord)}
+    for key, kind in kinds.items():
+        if key not in values or key == "best":
+            continue
+        if not isinstance(values[key], kind):
+            raise ValueError(f"'{key}' is {values[key]!r}, expected a {kind.__name__}")
+    return RunRecord(**{key: values[key] for key in kinds if key in values})
+
+
+def rebuilt(folder: Path, name: str) -> RunRecord:
+    """What the folder alone tells of the run `name`; the status is then unknown and counts as interrupted."""
+    record = RunRecord(name=name)
+    for path in reversed(find_states(folder, name)):
+        try:
+            state = read_state(path)
+        except ConfigError:
+            continue  # told where a state is chosen
+        record.states.append(path.name)
+        record.step, record.run_id = state.step, str(state.facts.get("run_id", ""))
+        record.total_steps = int(state.facts.get("total_steps", 0))
+        record.epoch = int(state.facts.get("epoch", 0))
+        record.status = str(state.facts.get("status", "interrupted"))
+    record.checkpoints = [{"path": path.name, "step": _step_in(path)} for path in _checkpoints(folder, name)][-HISTORY:]
+    return record
+
+
+def _checkpoints(folder: Path, name: str) -> list[Path]:
+    found = re.compile(re.escape(name) + r"(-step\d{8,}|-\d{6,})?\.safetensors")
+    here = [path for path in folder.iterdir() if found.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(here, key=lambda path: path.stat().st_mtime)
+
+
+def _step_in(path: Path) -> int | None:
+    found = re.search(r"-step(\d+)\.safetensors$", path.name)
+    return int(found[1]) if found else None
+
+
+class RecordKeeper(Callback):
+    """Keeps ``training_state.json`` up to date, on the first process."""
+
+    def __init__(self, folder: Path, record: RunRecord) -> None:
+        self.folder, self.record = folder, record
+
+    def on_start(self, run: Run) -> None:
+        """The run is under way."""
+        self.record.status, self.record.reason = "running", ""
+        self.record.starts += 1
+        self.record.started = self.record.started or _now()
+        self.record.total_steps = run.total_steps
+        self._write(run)
+
+    def on_save(self, run: Run, path: Path) -> None:
+        """Note a checkpoint; those that rotation deleted leave the list."""
+        if not run.processes.is_main:
+            return
+        others = [one for one in self.record.checkpoints if one["path"] != path.name]
+        there = [one for one in others if (self.folder / one["path"]).exists()]
+        self.record.checkpoints = [*there, {"path": path.name, "step": run.state.step, "time": _now()}][-HISTORY:]
+        self._write(run)
+
+    def on_state(self, run: Run, path: Path) -> None:
+        """Note a saved state."""
+        self._write(run)
+
+    def on_validation(self, run: Run, report: ValidationReport) -> None:
+        """Note the figures, and the best of them."""
+        figures = {"step": report.step, "held_out_loss": report.loss,
+                   "audio_gap": None if report.audio is None else report.audio.gap}
+        before = [one for one in self.record.validations if one["step"] < report.step]
+        self.record.validations = [*before, figures][-HISTORY:]
+        if self.record.best is None or report.loss < self.record.best["held_out_loss"]:
+            self.record.best = figures
+        self._write(run)
+
+    def on_end(self, run: Run, outcome: Outcome) -> None:
+        """How it ended."""
+        self.record.status = "stopped early" if run.stop_reason and outcome is Outcome.FINISHED else outcome.value
+        error = "" if run.error is None else f"{run.error}" or type(run.error).__name__
+        self.record.reason = run.stop_reason or error
+        if outcome is Outcome.FAILED:
+            failure = {"step": run.state.step, "time": _now(), "error": self.record.reason}
+            self.record.failures = [*self.record.failures, failure][-HISTORY:]
+        self._write(run)
+
+    def _write(self, run: Run) -> None:
+        if not run.processes.is_main:
+            return
+        record = self.record
+        record.step, record.epoch, record.updated = run.state.step, run.state.epoch, _now()
+        record.states = [path.name for path in reversed(find_states(self.folder, record.name))]
+        try:
+            write_text(self.folder / FILE, record.text())
+        except OSError as error:
+            log.warning("%s could not be written (%s); training goes on", self.folder / FILE, error)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
