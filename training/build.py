@@ -1,7 +1,6 @@
 """The assembly hall: from settings to a finished training run. The one file that sees every section and every room."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 import time
@@ -69,19 +68,19 @@ def train(config: TrainConfig) -> Path | None:
     """
     accelerator = make_accelerator(config.logging)
     processes = processes_of(accelerator)
+    start: Start = processes.from_first(lambda: find_start(config))
+    if start.done:
+        log.info("%s", start.done)
+        return config.saving.output_dir / f"{config.saving.output_name}.safetensors"
+    config = with_seed(config, processes, start.seed)
+    log.info("settings (a TOML for --config_file):\n%s", to_toml(config))
+    set_up_torch(config.speed, _seed(config))
     plan = preflight.check(config)
-    with run_lock(config.saving, processes) if config.noise.show_timesteps is None else nullcontext():
-        start: Start = processes.from_first(lambda: find_start(config))
-        if start.done:
-            log.info("%s", start.done)
-            return config.saving.output_dir / f"{config.saving.output_name}.safetensors"
-        config = with_seed(config, processes, start.seed)
-        log.info("settings (a TOML for --config_file):\n%s", to_toml(config))
-        set_up_torch(config.speed, _seed(config))
-        preflight.tell(plan)
-        if config.noise.show_timesteps is not None:
-            show_timesteps(config, plan)
-            return None
+    preflight.tell(plan)
+    if config.noise.show_timesteps is not None:
+        show_timesteps(config, plan)
+        return None
+    with run_lock(config.saving, processes):
         return _run(config, plan, start, processes=processes, accelerator=accelerator)
 
 

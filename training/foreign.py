@@ -4,8 +4,7 @@ from common.config import Foreign
 
 _PREVIEW = "only previews in training use it, and they come later; generate_video.py shows a checkpoint meanwhile"
 _PREVIEWS_COME = "previews in training come later; leave it out, and try checkpoints with generate_video.py meanwhile"
-_STATE = ("saving and resuming the whole state comes later; checkpoints (--save_every_n_steps) are kept, and "
-          "--network_weights goes on from one with a fresh optimiser")
+_STATES = "states are saved by the clock and few of them stay: --save_last_n_states (2)"
 _EXPERTS = "models with two experts (Wan 2.2) come later; give the one DiT of a Wan 2.1 model to --dit"
 _COMPILE = "compilation comes with the work on speed; results are the same without it"
 _SWAP = "block swap comes with the work on memory; --fp8_base and --gradient_checkpointing save memory today"
@@ -50,11 +49,8 @@ FOREIGN = (
     Foreign("img_in_txt_in_offloading", "refused", "it belongs to HunyuanVideo"),
     Foreign("disable_numpy_memmap", "accepted", "weights are read one tensor at a time, without numpy"),
     Foreign("guidance_scale", "accepted", "it belongs to HunyuanVideo; Wan has no embedded guidance"),
-    Foreign("save_last_n_epochs_state", "coming", _STATE),
-    Foreign("save_last_n_steps_state", "coming", _STATE),
-    Foreign("save_state", "coming", _STATE),
-    Foreign("save_state_on_train_end", "coming", _STATE),
-    Foreign("resume", "coming", _STATE),
+    Foreign("save_last_n_epochs_state", "accepted", _STATES),
+    Foreign("save_last_n_steps_state", "accepted", _STATES),
     Foreign("sample_prompts", "coming", _PREVIEWS_COME),
     Foreign("sample_every_n_steps", "coming", _PREVIEWS_COME),
     Foreign("sample_every_n_epochs", "coming", _PREVIEWS_COME),

@@ -19,7 +19,7 @@ from training.config import TrainConfig
 from training.resume_rules import RULES, Rule, refusals, told
 from training.run_record import FILE, RunRecord, read_record
 from training.state_settings import StateSection
-from training.states import SavedState, find_states, newest_whole, put_aside, read_state, step_of, sweep
+from training.states import SavedState, clear_newer, newest_whole, read_state, sweep
 
 log = get_logger(__name__)
 
@@ -49,7 +49,7 @@ class Start:
 
 
 def find_start(config: TrainConfig) -> Start:
-    """Look at what `--output_dir` holds, before anything is loaded and without changing anything but damaged states.
+    """Look at what `--output_dir` holds, before anything is loaded and without changing anything.
 
     Raises ConfigError where `--resume` names a state that is not whole, or there is none to take what was asked from.
     """
@@ -80,11 +80,10 @@ def make_room(start: Start, config: TrainConfig) -> Start:
     if swept := sweep(folder):
         log.info("removed what a killed run left unfinished: %s", ", ".join(path.name for path in swept))
     if start.is_resumed and start.state is not None:
-        for path in find_states(folder, name):
-            if (step_of(path, name) or 0) > start.state.step:
-                log.warning("a state of a later step is put aside as %s", put_aside(path, "left").name)
-        return start
-    if start.weights_only or config.state.force:
+        clear_newer(folder, name, start.state.step)
+    elif start.state is None and not config.state.force:
+        clear_newer(folder, name, -1)
+    else:
         aside = _move_away(folder, name)
         if start.state is not None and aside is not None and (moved := aside / start.state.path.name).exists():
             return replace(start, state=replace(start.state, path=moved))
@@ -132,10 +131,10 @@ def _nothing_to_do(state: SavedState, config: TrainConfig) -> str:
         return f"this run is finished: {state.step} of {facts.get('total_steps')} steps ({state.path.name}). {ways}"
     if status == "stopped early":
         return f"this run has stopped early, at step {state.step} ({state.path.name}). {ways}"
-    return insufficient_reason(int(facts.get("epochs_done", 0)), settings, state.path.name)
+    return sufficient_reason(int(facts.get("epochs_done", 0)), settings, state.path.name)
 
 
-def insufficient_reason(epochs: int, settings: StateSection, where: str) -> str:
+def sufficient_reason(epochs: int, settings: StateSection, where: str) -> str:
     """Why a run of `epochs` finished epochs counts as done by `--min_sufficient_epochs`; empty where it does not."""
     least = settings.min_sufficient_epochs
     if least is None or epochs <= least:

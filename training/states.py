@@ -113,14 +113,27 @@ def find_states(folder: Path, name: str) -> list[Path]:
 
 
 def newest_whole(folder: Path, name: str) -> SavedState | None:
-    """The newest state that can be gone on from; newer ones that cannot are put aside, loudly."""
+    """The newest state that can be gone on from; newer ones that cannot are named loudly and passed over."""
     for path in find_states(folder, name):
         try:
             return read_state(path)
         except ConfigError as error:
-            log.warning("a saved state is passed over: %s. It is kept as %s; the one before it is used.", error,
-                        put_aside(path, "damaged").name)
+            log.warning("a saved state is passed over, and the one before it is used: %s", error)
     return None
+
+
+def clear_newer(folder: Path, name: str, than: int) -> None:
+    """Rename the states of later steps than `than`, so that they are not mistaken for this run's: ``….damaged-…``, or
+    ``….left-…`` where they are whole."""
+    for path in find_states(folder, name):
+        if (step_of(path, name) or 0) <= than:
+            return
+        try:
+            read_state(path)
+            why = "left"
+        except ConfigError:
+            why = "damaged"
+        log.warning("%s is put aside as %s", path.name, put_aside(path, why).name)
 
 
 def put_aside(path: Path, why: str) -> Path:

@@ -132,13 +132,13 @@ def differences(one: Training, other: Training) -> list[str]:
     """What differs between the ends of two runs; empty where they are equal bit for bit."""
     found = []
     for name in ("t.safetensors",):
-        found += [f"{name}: {key}" for key in _unequal(load_file(one.out / name), load_file(other.out / name))]
+        found += [f"{name}: {key}" for key in unequal(load_file(one.out / name), load_file(other.out / name))]
     ends = [max(run.out.glob("t-step*-state")) for run in (one, other)]
     for part in ("optimizer.safetensors", "run.safetensors"):
         trees = [load_tree(end / part) for end in ends]
         for tree in trees:
             tree.get("callbacks", {}).pop("metrics", None)  # bytes of a file that tells the time
-        found += [f"{part}: {key}" for key in _unequal(*trees)]
+        found += [f"{part}: {key}" for key in unequal(*trees)]
     losses = [[(line["step"], line["loss"], line["lr"]) for line in run.lines if "loss" in line]
               for run in (one, other)]
     if losses[0] != losses[1]:
@@ -146,15 +146,16 @@ def differences(one: Training, other: Training) -> list[str]:
     return found
 
 
-def _unequal(one: Any, other: Any, place: str = "") -> list[str]:
+def unequal(one: Any, other: Any, place: str = "") -> list[str]:
+    """Places of nested values that are not equal bit for bit."""
     if isinstance(one, dict) and isinstance(other, dict):
         if one.keys() != other.keys():
             return [f"{place} keys {sorted(map(str, one.keys() ^ other.keys()))}"]
-        return [bad for key in one for bad in _unequal(one[key], other[key], f"{place}/{key}")]
+        return [bad for key in one for bad in unequal(one[key], other[key], f"{place}/{key}")]
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         if len(one) != len(other):
             return [f"{place} length"]
-        return [bad for i, pair in enumerate(zip(one, other, strict=True)) for bad in _unequal(*pair, f"{place}/{i}")]
+        return [bad for i, pair in enumerate(zip(one, other, strict=True)) for bad in unequal(*pair, f"{place}/{i}")]
     if isinstance(one, torch.Tensor):
         return [] if torch.equal(one, other) else [place]
     if hasattr(one, "tobytes"):

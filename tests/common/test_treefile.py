@@ -37,8 +37,9 @@ def test_what_optimisers_and_generators_remember_comes_back(tmp_path: Path) -> N
     weight.sum().backward()
     optimizer.step()
     values = {"optimizer": optimizer.state_dict(), "python": random.getstate(), "numpy": np.random.get_state(),
-              "torch": torch.get_rng_state(), "bytes": b"\0\1\2",
-              "odd": [float("inf"), float("nan"), 1e-310, None, True], "8 bit": torch.arange(5, dtype=torch.uint8), "empty": {}, "half": torch.ones(2, dtype=torch.bfloat16)}
+              "torch": torch.get_rng_state(), "bytes": b"\0\1\2", "empty": {},
+              "odd": [float("inf"), float("nan"), 1e-310, None, True],
+              "8 bit": torch.arange(5, dtype=torch.uint8), "half": torch.ones(2, dtype=torch.bfloat16)}
     save_tree(tmp_path / "x.safetensors", values)
     assert same(load_tree(tmp_path / "x.safetensors"), values)
 
