@@ -27,8 +27,8 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="network files of one run")
     flags.add_argument("--out", "--output_file", type=Path, required=True, help="safetensors file to write")
-    flags.add_argument("--decay", "--beta", type=float, help=f"share that the average keeps at each next file; default: "
-                                                             f"{DECAY}")
+    flags.add_argument("--decay", "--beta", type=float,
+                       help=f"share that the average keeps at each next file; default: {DECAY}")
     flags.add_argument("--decay2", "--beta2", type=float, help="decay at the last file; in between it is interpolated")
     flags.add_argument("--sigma_rel", type=float, help="width of the power-function profile as a share of the run, "
                                                        "such as 0.1; the oldest file then has no share")
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise ConfigError(f"{len(resolved)} checkpoints, {len(set(resolved))} different ones: give two or more, each "
                           "once.")
     if given.out.suffix != ".safetensors" or given.out.resolve() in resolved:
-        raise ConfigError(f"--out {given.out}: name a new file that ends in .safetensors and is none of those averaged.")
+        raise ConfigError(f"--out {given.out}: name a file that ends in .safetensors and is none of those averaged.")
     checkpoints = [read_checkpoint(path) for path in given.checkpoints]
     refuse_strangers(checkpoints, any_run=given.any_run)
     order = "as given"
