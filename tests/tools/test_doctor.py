@@ -14,6 +14,7 @@ from common.media import video_writer
 import tools.doctor
 from tools.health.finding import Finding, Patient, examine
 from tools.health.folders import check_folders
+from tools.health.gpu import check_devices
 from tools.health.kernels import check_attention, check_bitsandbytes
 from tools.health.launching import FP16_REASON, check_accelerate_config
 from tools.health.packages import check_cv2, check_trackers, check_versions, requirements
@@ -129,6 +130,14 @@ def test_every_attention_back_end_is_tried() -> None:
         assert found[f"attention {name}"].status == "ok"
         assert "masked gradient" in found[f"attention {name}"].found
     assert not only(found.values(), "FAIL")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_computes_with_every_back_end_that_is_installed() -> None:
+    found = [*check_devices(HERE), *check_attention(Patient(device="cuda:0"))]
+    assert not only(found, "FAIL") and found[0].name == "GPU 0"
+    assert {one.name for one in only(found, "ok")} >= {"attention sdpa", "attention math", "attention efficient"}
 
 
 def test_an_attention_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

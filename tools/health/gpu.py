@@ -52,13 +52,10 @@ def check_torch(_: Patient) -> Iterator[Finding]:
     import torch
 
     driver = driver_version()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        sees_gpu = torch.cuda.is_available()
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else (
         f"ROCm {torch.version.hip}" if torch.version.hip else "CPU only")
     found = f"torch {torch.__version__}, {build}; {torch.get_num_threads()} threads; driver {driver or 'none'}"
-    if sees_gpu:
+    if has_cuda():
         yield Finding("ok", "torch", found)
     elif torch.backends.mps.is_available():
         yield Finding("ok", "torch", f"{found}; Apple GPU (mps)")
@@ -66,13 +63,22 @@ def check_torch(_: Patient) -> Iterator[Finding]:
         yield Finding("FAIL", "torch", f"{found}: a build without CUDA on a machine with a GPU",
                       REINSTALL.replace("python", "pip uninstall -y torch && python", 1))
     elif driver:
-        reason = "; ".join(" ".join(str(one.message).split()) for one in caught) or "no reason given"
-        yield Finding("FAIL", "torch", f"{found}, and yet no GPU is seen ({reason[:300]})",
+        yield Finding("FAIL", "torch", f"{found}, and yet no GPU is seen ({_why_no_gpu()})",
                       "update the driver, or take a torch of an older CUDA; look whether CUDA_VISIBLE_DEVICES is set "
                       "and whether this container was started with the GPU")
     else:
         yield Finding("warn", "torch", f"{found}; no GPU: everything runs on the CPU", "fine for the demo and for "
                       "caching small sets; a 14B model needs an NVIDIA GPU and its driver")
+
+
+def _why_no_gpu() -> str:
+    import torch
+
+    try:
+        torch.zeros(1, device="cuda")
+    except (RuntimeError, AssertionError) as error:
+        return told(error)
+    return "no reason given"
 
 
 def check_devices(_: Patient) -> Iterator[Finding]:
