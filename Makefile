@@ -4,7 +4,7 @@ PY = .venv/bin/python
 TESTS ?= tests
 ARGS ?=
 
-.PHONY: demo demo-full test lint bench install clean
+.PHONY: demo demo-full test lint bench install doctor clean
 
 demo:            ## set up, then train on the small set that ships here, generate, and measure the sync; minutes
 	@$(PYTHON) tools/install.py
@@ -30,6 +30,9 @@ bench:           ## benchmarks that need no GPU
 
 install:         ## only set up
 	@$(PYTHON) tools/install.py --dev
+
+doctor:          ## examine this machine and say what to do; installs nothing
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) tools/doctor.py $(ARGS)
 
 clean:           ## remove what demo and the tests leave behind
 	rm -rf demo-run .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

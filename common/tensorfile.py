@@ -1,19 +1,22 @@
 """Safetensors files: atomic writes, header reading, lazy opening."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import json
+import math
 import os
 from pathlib import Path
 import re
 import struct
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from common.atomic import atomic_path
 from common.errors import UserError
 
 MAX_HEADER_BYTES = 100_000_000
+STREAMED_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -33,6 +36,27 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def stream_tensors(path: str | os.PathLike[str], layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+                   tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]) -> None:
+    """Write tensors one by one as they come, atomically: the file may be larger than memory.
+
+    `layout` gives dtype (float32, bfloat16 or float16) and shape by name, `tensors` the same names in the same order.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        start, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": STREAMED_DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the data begins at a multiple of eight
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for (name, (dtype, shape)), (given, tensor) in zip(layout.items(), tensors, strict=True):
+            assert (given, tensor.dtype, tuple(tensor.shape)) == (name, dtype, shape), (given, name)
+            tensor = tensor.detach().to("cpu").contiguous()
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:

@@ -1,5 +1,6 @@
 """Safetensors files: whole or refused by name."""
 
+from collections.abc import Iterator
 import errno
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 
 from common.errors import UserError
-from common.tensorfile import load_tensors, read_header, save_tensors
+from common.tensorfile import load_tensors, read_header, save_tensors, stream_tensors
 
 
 @pytest.fixture()
@@ -80,3 +81,28 @@ def test_writing_over_an_open_file_does_not_change_what_was_read(file: Path) -> 
         assert torch.equal(before, torch.arange(6.0).reshape(2, 3))
         assert torch.equal(opened.get_tensor("a"), before)
     assert torch.equal(load_tensors(file)[0]["a"], torch.full((2, 3), -1.0))
+
+
+def test_a_streamed_file_is_read_by_safetensors(tmp_path: Path) -> None:
+    made = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.randn(5).bfloat16(), "c": torch.tensor(2.0).half(),
+            "turned": torch.arange(6.0).reshape(2, 3).T}
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in made.items()}
+    stream_tensors(tmp_path / "a.safetensors", layout, iter(made.items()), {"k": "ü"})
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as opened:
+        assert opened.metadata() == {"k": "ü"}
+        assert all(torch.equal(opened.get_tensor(name), tensor) for name, tensor in made.items())
+    assert load_tensors(tmp_path / "a.safetensors")[0].keys() == made.keys()
+
+
+def test_a_stream_that_breaks_leaves_the_old_file(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)}, {})
+
+    def breaks() -> Iterator[tuple[str, torch.Tensor]]:
+        yield "a", torch.zeros(2)
+        raise RuntimeError("read error")
+
+    layout = {name: (torch.float32, (2,)) for name in "ab"}
+    with pytest.raises(RuntimeError, match="read error"):
+        stream_tensors(tmp_path / "a.safetensors", layout, breaks(), {})
+    assert torch.equal(load_tensors(tmp_path / "a.safetensors")[0]["a"], torch.ones(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
