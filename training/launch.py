@@ -4,9 +4,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 import os
+import random
 import secrets
 from typing import Any
 
+import numpy as np
 import torch
 
 from common.errors import ConfigError
@@ -113,8 +115,10 @@ def refuse_differences(processes: Processes, facts: Mapping[str, str]) -> None:
 
 
 def set_up_torch(settings: SpeedSection, seed: int) -> None:
-    """Seed torch (for initial weights: equal on every process) and set what the user chose for CUDA."""
+    """Seed every generator (initial weights are equal on every process) and set what the user chose for CUDA."""
     torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     if settings.cuda_allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True

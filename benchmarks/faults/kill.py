@@ -32,7 +32,7 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
     """Both runs in `folder`."""
     data = prepare(folder)
     more = ("--max_train_steps", str(given.steps), "--save_state_every_n_steps", "3", "--save_every_n_steps", "10",
-            "--save_last_n_steps", "10", "--validation_count", "1", "--validate_every_n_steps", "10")
+            "--save_last_n_steps", "10", "--validation_count", "1", "--validate_every_n_steps", "20")
     straight = Training(data, folder / "straight", given.processes, more)
     code, first, whole = straight.timed()
     if code:
@@ -43,12 +43,13 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
     moments = random.Random(given.seed)
     print(f"{given.steps} steps in {given.processes} processes; straight: {whole:.1f} s, {first:.1f} s of them to the "
           "first step\n\n"
-          "| kill | after s | step reached | left unfinished |\n|---|---|---|---|")
+          "| kill | moment, s | step reached | left unfinished |\n|---|---|---|---|")
     for number in range(1, given.kills + 1):
         # Every fifth before anything is done, the others within some steps and their saving.
-        after = moments.uniform(0, first) if number % 5 == 0 else first + moments.uniform(0, 5) * a_step
-        was_killed = killed.kill_after(after)
-        print(f"| {number} | {after:.2f} | {killed.step}{'' if was_killed else ' (had ended)'} | "
+        is_early = number % 5 == 0
+        after = moments.uniform(0, first if is_early else 5 * a_step)
+        was_killed = killed.kill_after(after, of_steps=not is_early)
+        print(f"| {number} | {after:.2f} after the {'start' if is_early else 'first step'} | {killed.step}{'' if was_killed else ' (had ended)'} | "
               f"{', '.join(killed.rest) or 'nothing'} |", flush=True)
         if not was_killed:
             break

@@ -88,14 +88,19 @@ class Training:
             time.sleep(0.02)
         return process.returncode, first, time.monotonic() - started
 
-    def kill_after(self, seconds: float) -> bool:
-        """Start it and kill every process of it with signal 9 after `seconds`; False where it had ended before."""
+    def kill_after(self, seconds: float, *, of_steps: bool) -> bool:
+        """Start it and kill every process of it with signal 9; False where it had ended before.
+
+        `seconds` count from its first line in the log of steps, or from the start of Python.
+        """
         process = self.start()
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        lines, began = len(self.lines), None if of_steps else time.monotonic()
+        while began is None or time.monotonic() < began + seconds:
             if process.poll() is not None:
                 return False
-            time.sleep(0.005)
+            if began is None and len(self.lines) > lines + 1:
+                began = time.monotonic()
+            time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         return True

@@ -118,8 +118,8 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[int, int
         seen: list[tuple[int, int]] = []
 
         def watched(*args: Any, **named: Any) -> Any:
-            loop, checkpoints = assemble(*args, **named)
-            loss = loop.job.loss
+            run = assemble(*args, **named)
+            loss = run.loop.job.loss
 
             def told(batch: Any) -> Any:
                 assert batch.features.frames == 4 * batch.latents.shape[2] - 3
@@ -127,8 +127,8 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[int, int
                 seen.append((len(batch.latents), batch.latents.shape[2]))
                 return loss(batch)
 
-            loop.job.loss = told  # type: ignore[method-assign]
-            return loop, checkpoints
+            run.loop.job.loss = told  # type: ignore[method-assign]
+            return run
 
         monkeypatch.setattr(hall, "assemble", watched)
         assert hall.train(config) is not None
