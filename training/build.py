@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 import time
 from typing import Any
@@ -153,7 +154,8 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
             "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}", **_size_facts(network)}
     loop = Loop(job, optimizer=optimizer, schedule=scheduler, settings=settings, processes=processes,
                 guard=Guard(config.length.explosion_factor))
-    write = NetworkWriter(config, plan, network, optimizer=optimizer, facts=told)
+    write = NetworkWriter(config, plan, network, optimizer=optimizer, facts=told,
+                          started=datetime.fromisoformat(start.record.started))
     checkpoints = Checkpoints(checkpoint_plan(config), write)
     snapshot = Snapshot(loop, network, lambda path: write.raw(path, loop.state))
     folder, name = config.saving.output_dir, config.saving.output_name

@@ -27,11 +27,10 @@ from wan.encoders.specs import NULL
 class NetworkWriter:
     """Writes the network as it is now: called (path, state) as it is to be used, `raw` as it is trained."""
 
-    def __init__(self, config: TrainConfig, plan: Plan, network: LoraNetwork, *, optimizer: Any, facts: dict[str, Any]
-                 ) -> None:
-        """`facts` are added to the `ss_*` metadata."""
+    def __init__(self, config: TrainConfig, plan: Plan, network: LoraNetwork, *, optimizer: Any, facts: dict[str, Any],
+                 started: datetime) -> None:
+        """`facts` are added to the `ss_*` metadata. `started` is when the run began, at its first start."""
         self._config, self._plan, self._network, self._optimizer = config, plan, network, optimizer
-        started = datetime.now(UTC)
         self._facts = _facts(config, plan) | facts | {"session_id": int(started.timestamp()),
                                                       "training_started_at": started.timestamp()}
 

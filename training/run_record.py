@@ -25,6 +25,10 @@ HISTORY = 10
 """Checkpoints, validations and errors that are remembered, the newest last."""
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 @dataclass
 class RunRecord:
     """The content of the file."""
@@ -39,7 +43,7 @@ class RunRecord:
     step: int = 0
     epoch: int = 0
     total_steps: int = 0
-    started: str = ""
+    started: str = field(default_factory=_now)
     updated: str = ""
     starts: int = 0
     """How often the run was started, the first time included."""
@@ -82,6 +86,7 @@ def _checked(values: Any) -> RunRecord:
     if values.get("schema") != SCHEMA:
         raise ValueError(f"schema {values.get('schema')!r}, expected {SCHEMA}")
     kinds = {one.name: type(one.default) if isinstance(one.default, (int, str)) else list for one in fields(RunRecord)}
+    kinds["started"] = str
     for key, kind in kinds.items():
         if key not in values or key == "best":
             continue
@@ -128,7 +133,6 @@ class RecordKeeper(Callback):
         """The run is under way."""
         self.record.status, self.record.reason = "running", ""
         self.record.starts += 1
-        self.record.started = self.record.started or _now()
         self.record.total_steps = run.total_steps
         self._write(run)
 
@@ -175,7 +179,3 @@ class RecordKeeper(Callback):
             write_text(self.folder / FILE, record.text())
         except OSError as error:
             log.warning("%s could not be written (%s); training goes on", self.folder / FILE, error)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -49,7 +49,8 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
         is_early = number % 5 == 0
         after = moments.uniform(0, first if is_early else 5 * a_step)
         was_killed = killed.kill_after(after, of_steps=not is_early)
-        print(f"| {number} | {after:.2f} after the {'start' if is_early else 'first step'} | {killed.step}{'' if was_killed else ' (had ended)'} | "
+        moment = f"{after:.2f} after the {'start' if is_early else 'first step'}"
+        print(f"| {number} | {moment} | {killed.step}{'' if was_killed else ' (had ended)'} | "
               f"{', '.join(killed.rest) or 'nothing'} |", flush=True)
         if not was_killed:
             break

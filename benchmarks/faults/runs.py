@@ -128,18 +128,23 @@ class Training:
         return found
 
     @property
+    def said(self) -> str:
+        """What it printed."""
+        return self.out.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
+
+    @property
     def rest(self) -> list[str]:
         """Temporary names that are left."""
         return sorted(path.name for path in self.out.rglob(".*")) if self.out.is_dir() else []
 
 
-def differences(one: Training, other: Training) -> list[str]:
+def differences(one: Training, other: Training, *, states: bool = True) -> list[str]:
     """What differs between the ends of two runs; empty where they are equal bit for bit."""
     found = []
     for name in ("t.safetensors",):
         found += [f"{name}: {key}" for key in unequal(load_file(one.out / name), load_file(other.out / name))]
-    ends = [max(run.out.glob("t-step*-state")) for run in (one, other)]
-    for part in ("optimizer.safetensors", "run.safetensors"):
+    ends = [max(run.out.glob("t-step*-state")) for run in (one, other)] if states else []
+    for part in ("optimizer.safetensors", "run.safetensors") if states else ():
         trees = [load_tree(end / part) for end in ends]
         for tree in trees:
             tree.get("callbacks", {}).pop("metrics", None)  # bytes of a file that tells the time

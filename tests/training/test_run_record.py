@@ -55,9 +55,9 @@ def test_a_spoilt_file_is_moved_aside_and_made_again(tmp_path: Path, spoilt: str
 
 def test_a_file_of_an_older_writing_is_filled_up(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('{"schema": 1, "name": "n", "step": 4}', encoding="utf-8")
-    assert read_record(tmp_path, "n") == RunRecord(name="n", step=4)
+    assert (made := read_record(tmp_path, "n")) == RunRecord(name="n", step=4, started=made.started)
 
 
 def test_another_runs_file_is_not_this_ones(tmp_path: Path) -> None:
     record(tmp_path, steps=1)
-    assert read_record(tmp_path, "m") == RunRecord(name="m")
+    assert (made := read_record(tmp_path, "m")) == RunRecord(name="m", started=made.started)
