@@ -1,0 +1,145 @@
+"""A run that is asked to stop, and one whose loss blows up."""
+
+import os
+from pathlib import Path
+import signal
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import run as run_script
+from tests.training.line import DATA, Constant, Line, fit
+from training.callbacks import Callback, Outcome, Run, StepReport
+from training.guard import ExplodedLoss, Guard
+from training.loop import BatchLoss, Loop, LoopSettings
+from training.parallel import Processes
+from training.signals import Interrupted, StopWish
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are sent as POSIX sends them")
+
+
+class Ends(Callback):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.outcome: Outcome | None = None
+        self.was_between = True
+
+    def on_step(self, run: Run, report: StepReport) -> None:
+        self.steps.append(report.step)
+
+    def on_end(self, run: Run, outcome: Outcome) -> None:
+        self.outcome, self.was_between = outcome, run.is_between_steps
+
+
+def loop(job: Line, *callbacks: Callback, **settings: Any) -> Loop:
+    return Loop(job, optimizer=torch.optim.SGD(job.parameters, lr=0.1), schedule=Constant(),
+                settings=LoopSettings(**settings), processes=Processes(), callbacks=callbacks)
+
+
+class Signalled(Line):
+    """Sends this process a signal while it computes the loss of batch number `at`."""
+
+    at, number, count = 5, signal.SIGTERM, 0
+
+    def loss(self, batch: list[Tensor]) -> BatchLoss:
+        self.count += 1
+        if self.count == self.at:
+            os.kill(os.getpid(), self.number)
+        return super().loss(batch)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_its_step_and_handlers_come_back(number: int) -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    job, ends = Signalled(DATA), Ends()
+    job.number = number
+    with pytest.raises(Interrupted) as caught:
+        loop(job, ends, steps=20).run()
+    assert caught.value.number == number and ends.outcome is Outcome.INTERRUPTED and ends.was_between
+    assert ends.steps == [1, 2, 3, 4, 5]
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_signal_in_the_middle_of_accumulation_leaves_the_step_out() -> None:
+    job, ends = Signalled(DATA), Ends()
+    run = loop(job, ends, steps=20, accumulation=4)
+    with pytest.raises(Interrupted):
+        run.run()
+    assert ends.steps == [1] and (run.state.step, run.state.batches_in_epoch) == (1, 4)
+    whole = Line(DATA)
+    fit(whole, steps=1, accumulation=4)
+    assert torch.equal(job.weight, whole.weight)
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    class Twice(Signalled):
+        def loss(self, batch: list[Tensor]) -> BatchLoss:
+            result = super().loss(batch)
+            if self.count == self.at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return result
+
+    ends = Ends()
+    with pytest.raises(Interrupted):
+        loop(Twice(DATA), ends, steps=20).run()
+    assert ends.steps == [1, 2, 3, 4]
+
+
+def test_a_look_at_the_run_ends_at_once_and_is_not_begun_after_a_signal() -> None:
+    wish, seen = StopWish(), []
+    with wish.heeded():
+        with pytest.raises(Interrupted), wish.interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+            seen.append("looked on")
+        with pytest.raises(Interrupted), wish.interruptible():
+            seen.append("began")
+    assert seen == []
+
+
+def test_a_run_that_ends_with_its_last_step_is_finished_though_it_was_asked_to_stop() -> None:
+    ends = Ends()
+    loop(Signalled(DATA), ends, steps=5).run()
+    assert ends.outcome is Outcome.FINISHED
+
+
+def test_exit_codes_tell_the_signal(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped() -> int:
+        raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        run_script(stopped)
+    assert caught.value.code == 143 and "stopped by SIGTERM" in capsys.readouterr().err
+
+
+def test_a_callback_ends_the_run_with_a_reason(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_step(self, run: Run, report: StepReport) -> None:
+            if report.step == 7:
+                run.stop("enough")
+
+    ends = Ends()
+    run = loop(Line(DATA), Stop(), ends, steps=20)
+    run.run()
+    assert ends.steps == list(range(1, 8)) and ends.outcome is Outcome.FINISHED and run.stop_reason == "enough"
+
+
+def test_an_exploded_loss_stops_before_the_weights_and_names_the_items() -> None:
+    job = Line([*DATA, *DATA, *DATA, 300.0, 0.1])
+    run = Loop(job, optimizer=torch.optim.SGD(job.parameters, lr=1e-4), schedule=Constant(),
+               settings=LoopSettings(steps=26), processes=Processes(), guard=Guard(100.0))
+    with pytest.raises(ExplodedLoss, match=r"step 25: the loss is .* times the median.*item 300 .*--explosion_factor"):
+        run.run()
+    calm = Line(job.seen[:24])
+    fit(calm, steps=24, lr=1e-4)
+    assert torch.equal(job.weight, calm.weight)
+
+
+def test_the_guard_waits_looks_back_and_can_be_switched_off() -> None:
+    guard = Guard(10.0)
+    assert not any(guard.finds(1000.0 if step == 3 else 1.0, 1.0) for step in range(Guard.SMALLEST))
+    assert "the loss is 11, 11 times the median" in guard.finds(11.0, 1.0)
+    assert not guard.finds(9.0, 1.0) and not guard.finds(1.0, 99.0)
+    assert "the gradient's norm is 101" in guard.finds(1.0, 101.0)
+    assert not any(Guard(0.0).finds(10.0**step, 1.0) for step in range(60))
