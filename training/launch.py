@@ -19,18 +19,27 @@ from training.trackers import log_folder, tracker_names
 
 log = get_logger(__name__)
 
+_FOREIGN_PLUGINS = {
+    "DeepSpeed": "its shards save memory of trained weights, of which a LoRA has few; the frozen base is what is large "
+                 "(--fp8_base halves it).",
+    "FSDP": "it would cut the frozen base up and gather it for every block; for LoRA that is several times slower than "
+            "one copy on each GPU.",
+}
+"""What accelerate can be told to use, and why a LoRA gains nothing by it (slower by 3 to 6: SimpleTuner, FSDP2.md)."""
+
 
 def make_accelerator(settings: LoggingSection) -> Any:
     """accelerate's view of the launch: processes, device, trackers. Precision and gradients stay in our own hands.
 
-    Raises ConfigError when accelerate was told to use DeepSpeed or FSDP.
+    Where accelerate was told to use DeepSpeed or FSDP, that is left out with a warning.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    for name in ("DeepSpeed", "FSDP"):
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("1", "true"):
-            raise ConfigError(f"accelerate is set up for {name}, which comes later. Launch without it: "
-                              "accelerate launch --multi_gpu, or choose no distributed plugin in 'accelerate config'.")
+    for name, why in _FOREIGN_PLUGINS.items():
+        variable = f"ACCELERATE_USE_{name.upper()}"
+        if os.environ.get(variable, "false").lower() in ("1", "true"):
+            log.warning("accelerate is set up for %s; training goes on without it: %s", name, why)
+            os.environ[variable] = "false"
     folder = log_folder(settings)
     waits = InitProcessGroupKwargs(timeout=timedelta(minutes=settings.ddp_timeout)) if settings.ddp_timeout else None
     # Told of the CPU, accelerate joins the processes of a torchrun there; left to itself it runs each of them alone.

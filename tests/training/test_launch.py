@@ -42,10 +42,12 @@ def test_a_random_seed_is_kept_in_the_settings() -> None:
     assert with_seed(seeded, Processes()) == seeded
 
 
-def test_deepspeed_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match="DeepSpeed, which comes later"):
-        make_accelerator(LoggingSection())
+@pytest.mark.parametrize("name", ["DeepSpeed", "FSDP"])
+def test_deepspeed_and_fsdp_are_left_out_with_a_reason(name: str, monkeypatch: pytest.MonkeyPatch,
+                                                       caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+    assert make_accelerator(LoggingSection()).num_processes == 1
+    assert f"accelerate is set up for {name}; training goes on without it" in caplog.text
 
 
 class Two(Processes):
