@@ -36,6 +36,8 @@ from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import averaged, network_writer
 from training.parallel import Processes
 from training.preflight import Plan, timestep_settings
+from training.preview_plan import prepare_previews
+from training.previews import Previews
 from training.reports import ProgressLine, StepLog, duration
 from training.schedules import ScheduleSettings, build_custom_scheduler, build_scheduler, check_schedule, parse_steps
 from training.timestep_plot import as_text, save_image
@@ -89,6 +91,7 @@ def train(config: TrainConfig) -> Path | None:
 def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule: ScheduleSettings,
              processes: Processes, accelerator: Any) -> tuple[Loop, Checkpoints]:
     """Load the base, attach the network, and put everything into a loop that is ready to run."""
+    previews = prepare_previews(config, plan, processes)  # before the base, which needs the memory that encoders take
     dit = load_base(config, plan, processes.device)
     network = build_network(config, plan, dit)
     if processes.count > 1:
@@ -118,6 +121,8 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
         LossHistory(config.saving.output_dir, config.saving.output_name)]
     if plan.held_out:
         callbacks.append(build_validation(config, plan, job, total_steps, as_saved=lambda: averaged(optimizer)))
+    if previews is not None:
+        callbacks.append(Previews(previews, dit=dit, network=network, as_saved=lambda: averaged(optimizer)))
     return Loop(job, optimizer=optimizer, schedule=scheduler, settings=settings, processes=processes,
                 callbacks=callbacks), checkpoints
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from common.config import Section, flag
 from common.errors import ConfigError
+from training.preview_settings import PreviewSection
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
 from wan.variants import TASKS, find_task
@@ -297,4 +298,5 @@ class TrainConfig(Section):
     speed: SpeedSection
     saving: SavingSection
     validation: ValidationSection
+    previews: PreviewSection
     logging: LoggingSection

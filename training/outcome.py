@@ -38,7 +38,7 @@ def network_writer(config: TrainConfig, plan: Plan, network: LoraNetwork, *, opt
         now = datetime.now(UTC)
         metadata = training_metadata(
             own | {"training_finished_at": now.timestamp(), "epoch": state.epoch, "steps": state.step},
-            _spec(saving, config, plan), _origin(config, plan), minimal=saving.no_metadata, now=now)
+            _spec(saving, config, plan), origin_of(config, plan), minimal=saving.no_metadata, now=now)
         with averaged(optimizer):
             save_network(path, network.state(dtype), metadata)
 
@@ -83,7 +83,8 @@ def _spec(saving: SavingSection, config: TrainConfig, plan: Plan) -> ModelSpec:
                      architecture=saving.metadata_arch or ARCHITECTURE)
 
 
-def _origin(config: TrainConfig, plan: Plan) -> Origin:
+def origin_of(config: TrainConfig, plan: Plan) -> Origin:
+    """What a file of this run tells a generation of itself."""
     variant = asdict(plan.variant) | {"family": plan.variant.family}
     return Origin(task=config.data.task, variant=variant,
                   conditions={name: condition.settings_text() for name, condition in plan.conditions.items()},
