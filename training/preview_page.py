@@ -36,6 +36,7 @@ class Shown:
 
 def write_page(folder: Path) -> Path:
     """Write ``index.html`` of the previews in `folder`; its path. It names files beside it and needs nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / PAGE
     write_text(path, page(read_previews(folder), {one.name for one in folder.iterdir()}))
     return path

@@ -25,6 +25,9 @@ class PreviewSection(Section):
     sample_held_out: int = flag(0, "also previews of this many held-out clips (--validation_count, "
                                    "--validation_split): first frame, sound and caption are read from the "
                                    "dataset's media", ge=0)
+    sample_infer_steps: int | None = flag(None, "solver steps of previews whose line names none (--s), held-out clips "
+                                                "among them (default: as in generate_video.py, the task's 40 or 50)",
+                                          ge=1)
     vae: Path | None = flag(None, "VAE weights (Wan2.1_VAE.pth), for previews")
     t5: Path | None = flag(None, "umT5-XXL text encoder, for previews; freed before training begins")
     tokenizer: Path | None = flag(None, "spiece.model or its folder, where it does not lie beside --t5")

@@ -111,9 +111,16 @@ class Previews(Callback):
             self._done.update(done)
             self.failures += failed
         if processes.is_main:
-            write_page(self.previews.folder)
-            log.info("step %d: previews made in %.0f s: %s", step, time.monotonic() - started,
-                     self.previews.folder / PAGE)
+            self._write_page(step, time.monotonic() - started)
+
+    def _write_page(self, step: int, seconds: float) -> None:
+        try:
+            path = write_page(self.previews.folder)
+        except Exception as error:  # noqa: BLE001 - a full disk, a record that somebody edited: no reason to stop
+            self.failures += 1
+            log.error("step %d: %s could not be written, training goes on: %s", step, PAGE, error, exc_info=True)
+        else:
+            log.info("step %d: previews made in %.0f s: %s", step, seconds, path)
 
     def _make_own(self, run: Run) -> int:
         """This process's previews; how many failed. Nothing inside waits for another process."""

@@ -18,6 +18,7 @@ from inference import generate
 from inference.prompts import read_prompts
 from inference.request import GenerationRequest
 from inference.result import GenerationResult
+from tests.training.preview_runs import models, write_prompts
 from tests.training.runs import losses, settings
 from training import train
 import training.previews as module
@@ -28,24 +29,7 @@ LEARNING: dict[str, Any] = {"network_args": ["conditions=omniavatar_add"], "lear
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
-    """Two talking heads of the demo by picture and sound, one without a seed."""
-    from PIL import Image
-    import soundfile
-
-    folder = tmp_path_factory.mktemp("prompts")
-    clip = root / "examples" / "demo" / "clips" / "head_007.mp4"
-    Image.fromarray(read_frames(clip, fps=25, count=1)[0]).save(folder / "face.png")
-    sound = read_sound(clip)
-    soundfile.write(folder / "a.wav", sound.samples.T[:sound.sample_rate // 5], sound.sample_rate)
-    path = folder / "prompts.txt"
-    path.write_text("# previews\na <b>head</b> speaks --i face.png --a a.wav --w 32 --h 32 --f 5 --s 2 --l 1 --d 3\n"
-                    "a head listens --i face.png --a a.wav --w 48 --h 32 --f 5 --s 2 --l 1\n", encoding="utf-8")
-    return path
-
-
-def models(weights: Path) -> dict[str, Any]:
-    return {"vae": weights / "Wan2.1_VAE.pth", "t5": weights / "models_t5_umt5-xxl-enc-bf16.pth",
-            "wav2vec": weights / "wav2vec2-base-960h", "t5_dtype": "float32"}
+    return write_prompts(tmp_path_factory.mktemp("prompts"), root)
 
 
 @dataclass(frozen=True)
