@@ -77,7 +77,9 @@ def _table(name: str, previews: Sequence[Shown], files: set[str]) -> str:
 
 
 def _head(step: int, previews: Sequence[Shown]) -> str:
-    told = previews[-1].training
+    told: dict[str, Any] = {}
+    for one in previews:  # a preview that was made after a stop does not know the losses
+        told |= {key: value for key, value in one.training.items() if value is not None}
     losses = [f"{word} {told[key]:.4f}" for key, word in LOSSES.items() if isinstance(told.get(key), int | float)]
     notes = [f"epoch {told['epoch']}", *losses] if told.get("epoch") else losses
     return f"<th>step {step}<small>{escape(', '.join(notes))}</small></th>"

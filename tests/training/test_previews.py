@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 import json
+import os
 from pathlib import Path
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 import torch
 
-from common.config import parse
+from common.config import parse, to_toml
 from common.media.sound import read_sound
 from common.media.video import probe_video, read_frames
 from inference import generate
@@ -129,3 +132,27 @@ def test_training_is_the_one_without_previews(done: Done, talking: Path, weights
     looked, plain = load_file(done.out / "t.safetensors"), load_file(tmp_path / "t.safetensors")
     assert looked.keys() == plain.keys() and all(torch.equal(looked[key], plain[key]) for key in looked)
     assert losses(done.out) == losses(tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_previews(done: Done, talking: Path, weights: Path, prompts: Path, tmp_path: Path,
+                                          root: Path) -> None:
+    out = tmp_path / "two"
+    config = settings(talking, weights, out, sample_prompts=prompts, sample_every_n_epochs=1, sample_at_first=True,
+                      **models(weights), **LEARNING)
+    (tmp_path / "two.toml").write_text(to_toml(config), encoding="utf-8")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+               str(root / "train_network.py"), "--config_file", str(tmp_path / "two.toml")]
+    result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                            check=False, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    both = Done(out, [])
+    made = sorted((out / "sample").glob("*.mp4"))
+    assert made == [both.path(step, number, ".mp4") for step in (0, 3, 4) for number in (0, 1)]
+    for number in (0, 1):
+        fresh = [one.path(0, number, ".mp4") for one in (done, both)]
+        assert np.array_equal(*(read_frames(path, fps=25) for path in fresh)), "the same seeds and the same weights"
+    assert both.record(4, 1)["training"]["checkpoint"] == str(out / "t.safetensors")
+    page = (out / "sample" / "index.html").read_text(encoding="utf-8")
+    assert all(path.name in page for path in made)
