@@ -129,6 +129,18 @@ def test_held_out_clips_are_shown_from_their_media(talking: Path, weights: Path,
     assert "held out" in (tmp_path / "sample" / "index.html").read_text(encoding="utf-8")
 
 
+def test_held_out_clips_whose_media_are_away_are_refused(talking: Path, weights: Path, tmp_path: Path) -> None:
+    clips = talking.parent / "clips"
+    config = settings(talking, weights, tmp_path, validation_count=1, sample_held_out=1,
+                      network_args=["conditions=omniavatar_add"], **models(weights))
+    clips.rename(talking.parent / "away")
+    try:
+        with pytest.raises(ConfigError, match=r"the media of head_00\d.mp4@0 are not there, and caches hold neither"):
+            train(config)
+    finally:
+        (talking.parent / "away").rename(clips)
+
+
 @pytest.mark.parametrize(("more", "line", "message"), [
     ({"vae": None}, "", "--vae is required"),
     ({"wav2vec": None}, "", "line 1: generate: --wav2vec is required"),
