@@ -90,10 +90,10 @@ def prepare_previews(config: TrainConfig, plan: Plan, processes: Processes) -> P
     settings, saving = config.previews, config.saving
     if not settings.is_wanted:
         return None
-    pipeline, pieces = plan_previews(config, plan, processes)
-    own = pieces[processes.rank::processes.count]
     device = processes.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        pipeline, pieces = plan_previews(config, plan, processes)
+        own = pieces[processes.rank::processes.count]
         outcomes = pipeline.prepare_each([piece.plan for piece in own], free=True)
         if own and device.type != "cpu":
             pipeline.models.get("vae").to("cpu")
