@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ class Adapters:
     files: tuple[tuple[LoraFile, float], ...] = ()
     conditions: Mapping[str, tuple[LoraFile, Mapping[str, str]]] = field(default_factory=dict)
     """Condition's name → the file that holds it, and its settings as text."""
+    lent: Mapping[str, Condition] | None = None
+    """The conditions where they are in memory already; None where they are built from the files."""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -74,7 +77,9 @@ class Adapters:
         return next(iter(told.values()), None)
 
     def build_conditions(self, variant: Variant) -> dict[str, Condition]:
-        """The conditions with their trained weights, frozen, on the CPU in float32."""
+        """The conditions with their trained weights, frozen, on the CPU in float32; those that are lent as they are."""
+        if self.lent is not None:
+            return dict(self.lent)
         built = {}
         for name, (file, settings) in self.conditions.items():
             condition = build_condition(name, settings, variant)
@@ -109,6 +114,16 @@ def read_adapters(request: GenerationRequest, module_paths: Iterable[str], base:
         raise ConfigError(f"--audio_gain {request.audio_gain}: no file of --lora_weight has an audio condition that it "
                           "could act on. Leave it out.")
     return Adapters(tuple(files), conditions)
+
+
+def adapters_in_training(path: Path, metadata: Mapping[str, str], conditions: Mapping[str, Condition]) -> Adapters:
+    """What a network that is being trained brings, as if it were saved to `path` with `metadata`; its file is not read.
+
+    `conditions` are the trainer's own.
+    """
+    file = LoraFile(path, "OmniTuner", {}, {}, [], dict(metadata))
+    told = recorded_conditions(metadata)
+    return Adapters(((file, 1.0),), {name: (file, told.get(name, {})) for name in conditions}, lent=dict(conditions))
 
 
 def gain_for(name: str, request: GenerationRequest) -> dict[str, str]:

@@ -54,9 +54,10 @@ def with_official_folder(request: GenerationRequest) -> GenerationRequest:
     return request.model_copy(update={flag: path for flag, path in found.items() if flag not in given})
 
 
-def inspect_models(request: GenerationRequest) -> ModelFiles:
+def inspect_models(request: GenerationRequest, adapters: Adapters | None = None) -> ModelFiles:
     """Find the files of a request, and read the headers of the DiT and the LoRA files.
 
+    `adapters` stand for the files of `--lora_weight` where the network is in memory already, attached to its DiT.
     Raises one ConfigError that lists every path that is missing; WeightsError and NetworkFileError for files that are
     not what was asked for.
     """
@@ -69,9 +70,10 @@ def inspect_models(request: GenerationRequest) -> ModelFiles:
     task = find_task(request.task) if request.task is not None else guess_task(found.variant, request.dit)
     empties = found.empty().state_dict()
     dit = request.dit
-    adapters = read_adapters(request, dict.fromkeys(name.rpartition(".")[0] for name in empties),
-                             lambda name: read_parameters(dit, [name])[name])
-    refuse_misfits(adapters, empties)
+    if adapters is None:
+        adapters = read_adapters(request, dict.fromkeys(name.rpartition(".")[0] for name in empties),
+                                 lambda name: read_parameters(dit, [name])[name])
+        refuse_misfits(adapters, empties)
     conditions = adapters.build_conditions(found.variant)
     preset = preset_for(adapters, request)
     _check_encoders(request, preset)

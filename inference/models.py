@@ -41,7 +41,7 @@ class Models:
         self.request = request
         self.device = pick_device(request.device)
         self._loaded: dict[str, Any] = dict(loaded or {})
-        self._borrowed = frozenset(self._loaded)
+        self._borrowed = set(self._loaded)
 
     def get(self, kind: str) -> Any:
         """The model of this kind, loading it if need be."""
@@ -50,6 +50,11 @@ class Models:
             self._loaded[kind] = self._loaders[kind]()
             log.info("loaded %s in %.1f s", kind.replace("_", " "), time.monotonic() - started)
         return self._loaded[kind]
+
+    def lend(self, **loaded: Any) -> None:
+        """Bring models that were loaded elsewhere after this pipeline was made."""
+        self._loaded |= loaded
+        self._borrowed |= set(loaded)
 
     def path(self, kind: str) -> Path:
         """The weights of a kind that makes features."""

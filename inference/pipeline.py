@@ -13,6 +13,7 @@ from common.dtypes import dtype_name
 from common.errors import MediaError, UserError
 from common.logs import get_logger
 from common.media.item import Media
+from inference.adapters import Adapters
 from inference.debug import tell_inputs, told
 from inference.denoise import Watch, denoise
 from inference.forward import ClipVelocity
@@ -186,11 +187,12 @@ class Pipeline:
         return make_record(self._with_dtype(plan), vars(self.files), now, self.models.device)
 
 
-def load_pipeline(request: GenerationRequest, **loaded: Any) -> Pipeline:
+def load_pipeline(request: GenerationRequest, adapters: Adapters | None = None, **loaded: Any) -> Pipeline:
     """A pipeline for the models that `request` names; they are loaded when first needed.
 
     `loaded` gives models that are in memory already (`dit`, `vae`, `text_encoder`, `image_encoder`, `audio_encoder`,
-    `conditions`), for example a trainer's.
+    `conditions`), for example a trainer's; `adapters` tell what is trained on them (`adapters_in_training`) and stand
+    for `--lora_weight`.
     """
-    files = inspect_models(request)
+    files = inspect_models(request, adapters)
     return Pipeline(files, Models(files, request, loaded))

@@ -48,21 +48,21 @@ class PromptEntry:
     problem: str = ""
 
 
-def read_prompts(path: Path, base: GenerationRequest) -> list[PromptEntry]:
-    """Every prompt of a file as `base` with the prompt's own settings on top.
+def read_prompts(path: Path, base: GenerationRequest, flag: str = "--from_file") -> list[PromptEntry]:
+    """Every prompt of a file as `base` with the prompt's own settings on top; `flag` is what messages call the file.
 
     A wrong line becomes an entry with a problem and does not stop the others. ConfigError when the file itself cannot
     be read or holds no prompt.
     """
     readers = {".toml": _read_toml, ".json": _read_json}
     try:
-        rows = list(readers.get(path.suffix.lower(), _read_lines)(path))
+        rows = list(readers.get(path.suffix.lower(), _read_lines)(path, flag))
     except FileNotFoundError as error:
-        raise ConfigError(f"--from_file {path}: no such file.") from error
+        raise ConfigError(f"{flag} {path}: no such file.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--from_file {path}: not UTF-8 text ({error}). Save it as UTF-8.") from error
+        raise ConfigError(f"{flag} {path}: not UTF-8 text ({error}). Save it as UTF-8.") from error
     if not rows:
-        raise ConfigError(f"--from_file {path}: holds no prompt. Write one prompt a line; lines that begin with # are "
+        raise ConfigError(f"{flag} {path}: holds no prompt. Write one prompt a line; lines that begin with # are "
                           "comments.")
     return [_entry(where, values, base, path.parent) for where, values in rows]
 
@@ -111,29 +111,29 @@ def _split_omniavatar(text: str) -> dict[str, Any]:
     return {name: part for name, part in zip(("prompt", "image_path", "audio"), parts, strict=False) if part}
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
+def _read_lines(path: Path, flag: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield f"{path.name} line {number}", line.strip()
 
 
-def _read_toml(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_toml(path: Path, flag: str) -> Iterator[tuple[str, dict[str, Any]]]:
     table = read_toml(path).data.get("prompt")
     if not isinstance(table, dict) or not isinstance(table.get("subset"), list):
-        raise ConfigError(f"--from_file {path}: a TOML prompt file has a table [prompt] with common settings and one "
+        raise ConfigError(f"{flag} {path}: a TOML prompt file has a table [prompt] with common settings and one "
                           "[[prompt.subset]] for each prompt.")
     common = {key: value for key, value in table.items() if key != "subset"}
     for number, subset in enumerate(table["subset"], start=1):
         yield f"{path.name} [[prompt.subset]] {number}", {**common, **subset}
 
 
-def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
+def _read_json(path: Path, flag: str) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise ConfigError(f"--from_file {path}: not valid JSON: {error}.") from error
+        raise ConfigError(f"{flag} {path}: not valid JSON: {error}.") from error
     if not isinstance(rows, list):
-        raise ConfigError(f"--from_file {path}: a JSON prompt file is a list of objects, one a prompt.")
+        raise ConfigError(f"{flag} {path}: a JSON prompt file is a list of objects, one a prompt.")
     for number, row in enumerate(rows, start=1):
         yield f"{path.name} entry {number}", row
 

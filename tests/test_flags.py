@@ -24,6 +24,9 @@ COMPANIONS: dict[str, list[str]] = {
     "base_weights_multiplier": ["--base_weights", "x.safetensors"],
     "save_last_n_epochs": ["--save_every_n_epochs", "1"],
     "save_last_n_steps": ["--save_every_n_steps", "1"],
+    "sample_every_n_steps": ["--sample_prompts", "prompts.txt"],
+    "sample_every_n_epochs": ["--sample_prompts", "prompts.txt"],
+    "sample_at_first": ["--sample_prompts", "prompts.txt"],
     "lora_multiplier": ["--lora_weight", "x.safetensors"],
 }
 """Flags that mean something only beside another."""

@@ -142,6 +142,10 @@ in one line and not used; ours lie beside them under other names.
 **Checkpoints** are written to a temporary file first, so that an interrupted write leaves the older one whole. The last
 epoch is written once, under the plain name, as there.
 
+**Previews** (`--sample_prompts`) are what `generate_video.py --from_file` makes of the same lines: its steps, flow
+shift (there 14.5), frame rate (there 24) and sizes, with the sound in the video. A line without `--d` has a fixed seed.
+The end of a run is always shown.
+
 **Unchanged on purpose:** `--network_alpha 1` (so the strength is 1 / rank), `--learning_rate 2e-6`,
 `--network_dim` 4, `--max_train_steps 1600`: a command that worked there has the same strength here.
 """

@@ -39,6 +39,8 @@ from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import NetworkWriter, averaged
 from training.parallel import Processes
 from training.preflight import Plan, timestep_settings
+from training.preview_plan import prepare_previews
+from training.previews import Previews
 from training.reports import ProgressLine, StepLog, duration
 from training.resume import Start, check_change, facts_of, find_start, make_room
 from training.run_record import RecordKeeper
@@ -137,6 +139,7 @@ class Assembled:
 def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule: ScheduleSettings,
              processes: Processes, accelerator: Any, start: Start, facts: Mapping[str, Any]) -> Assembled:
     """Load the base, attach the network, and put everything into a loop that is ready to run."""
+    previews = prepare_previews(config, plan, processes)  # before the base, which needs the memory that encoders take
     dit = load_base(config, plan, processes.device)
     network = build_network(config, plan, dit)
     if processes.count > 1:
@@ -164,8 +167,11 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
         ProgressLine(), LossHistory(folder, name)]
     if plan.held_out:
         loop.callbacks.append(build_validation(config, plan, job, total_steps, as_saved=lambda: averaged(optimizer)))
-    # Behind all whose memory it saves; the record comes last, because it tells of the state.
-    loop.callbacks += [StateKeeper(state_plan(config), snapshot, facts), RecordKeeper(folder, start.record)]
+    # Behind all whose memory it saves, and before the previews: what they break costs no state.
+    loop.callbacks.append(StateKeeper(state_plan(config), snapshot, facts))
+    if previews is not None:
+        loop.callbacks.append(Previews(previews, dit=dit, network=network, as_saved=lambda: averaged(optimizer)))
+    loop.callbacks.append(RecordKeeper(folder, start.record))
     return Assembled(loop, snapshot, checkpoints.plan.final)
 
 

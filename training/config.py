@@ -7,6 +7,7 @@ from typing import Literal
 
 from common.config import Section, flag
 from common.errors import ConfigError
+from training.preview_settings import PreviewSection
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
 from training.state_settings import StateSection
@@ -302,4 +303,5 @@ class TrainConfig(Section):
     saving: SavingSection
     state: StateSection
     validation: ValidationSection
+    previews: PreviewSection
     logging: LoggingSection

@@ -2,8 +2,6 @@
 
 from common.config import Foreign
 
-_PREVIEW = "only previews in training use it, and they come later; generate_video.py shows a checkpoint meanwhile"
-_PREVIEWS_COME = "previews in training come later; leave it out, and try checkpoints with generate_video.py meanwhile"
 _STATES = "states are saved by the clock and few of them stay: --save_last_n_states (2)"
 _EXPERTS = "models with two experts (Wan 2.2) come later; give the one DiT of a Wan 2.1 model to --dit"
 _COMPILE = "compilation comes with the work on speed; results are the same without it"
@@ -13,12 +11,9 @@ _NO_DDP = "gradients are summed in one bucket without DistributedDataParallel, s
 _HUB = "nothing is uploaded from here; leave it out and use 'hf upload' on --output_dir when you want to share"
 
 FOREIGN = (
-    Foreign("vae", "accepted", _PREVIEW),
-    Foreign("t5", "accepted", _PREVIEW),
-    Foreign("clip", "accepted", _PREVIEW),
-    Foreign("vae_dtype", "accepted", _PREVIEW),
-    Foreign("fp8_t5", "accepted", _PREVIEW),
-    Foreign("vae_cache_cpu", "accepted", _PREVIEW),
+    Foreign("fp8_t5", "accepted", "previews read every text once at the start and free umT5 before the DiT is loaded"),
+    Foreign("vae_cache_cpu", "accepted", "previews decode a few frames at a time, and between them the VAE lies in the "
+                                         "CPU's memory"),
     Foreign("one_frame", "refused", "one-frame previews belong to FramePack models, which OmniTuner does not train"),
     Foreign("dit_high_noise", "coming", _EXPERTS),
     Foreign("timestep_boundary", "coming", _EXPERTS),
@@ -51,10 +46,6 @@ FOREIGN = (
     Foreign("guidance_scale", "accepted", "it belongs to HunyuanVideo; Wan has no embedded guidance"),
     Foreign("save_last_n_epochs_state", "accepted", _STATES),
     Foreign("save_last_n_steps_state", "accepted", _STATES),
-    Foreign("sample_prompts", "coming", _PREVIEWS_COME),
-    Foreign("sample_every_n_steps", "coming", _PREVIEWS_COME),
-    Foreign("sample_every_n_epochs", "coming", _PREVIEWS_COME),
-    Foreign("sample_at_first", "coming", _PREVIEWS_COME),
     Foreign("ddp_gradient_as_bucket_view", "accepted", _NO_DDP),
     Foreign("ddp_static_graph", "accepted", _NO_DDP),
     Foreign("huggingface_repo_id", "refused", _HUB),

@@ -48,7 +48,7 @@ class NetworkWriter:
         saving, now = self._config.saving, datetime.now(UTC)
         metadata = training_metadata(
             self._facts | {"training_finished_at": now.timestamp(), "epoch": state.epoch, "steps": state.step},
-            _spec(saving, self._config, self._plan), _origin(self._config, self._plan), minimal=saving.no_metadata,
+            _spec(saving, self._config, self._plan), origin_of(self._config, self._plan), minimal=saving.no_metadata,
             now=now)
         save_network(path, self._network.state(dtype), metadata)
 
@@ -91,7 +91,8 @@ def _spec(saving: SavingSection, config: TrainConfig, plan: Plan) -> ModelSpec:
                      architecture=saving.metadata_arch or ARCHITECTURE)
 
 
-def _origin(config: TrainConfig, plan: Plan) -> Origin:
+def origin_of(config: TrainConfig, plan: Plan) -> Origin:
+    """What a file of this run tells a generation of itself."""
     variant = asdict(plan.variant) | {"family": plan.variant.family}
     return Origin(task=config.data.task, variant=variant,
                   conditions={name: condition.settings_text() for name, condition in plan.conditions.items()},

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -50,6 +51,25 @@ class Processes:
         """Wait until every process is here."""
         if self.count > 1:
             dist.barrier()
+
+
+class MeetingPoint:
+    """Where processes wait for each other as long as it takes.
+
+    A collective gives up after minutes (`--ddp_timeout`); where one process has hours of work of its own, such as a
+    long preview, the others wait here first. Make it on every process at the same time.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if processes.count > 1 else None
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+
+_PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Gradients over processes (gloo on the CPU)."""
 
+from datetime import timedelta
 from pathlib import Path
+import time
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 import torch.distributed as dist
 import torch.multiprocessing
 
-from training.parallel import GradientBucket, Processes
+from training.parallel import GradientBucket, MeetingPoint, Processes
 
 DATA = torch.tensor([[0.3, 1.0], [-1.2, 0.5], [2.0, 0.1], [0.7, -0.9], [1.5, 1.5]])
 
@@ -51,6 +53,22 @@ def test_two_processes_take_the_step_of_one(shares: list[list[int]], tmp_path: P
         torch.testing.assert_close(result["weights"], expected, atol=1e-6, rtol=0)
         assert result["samples"] == totals.samples == 4
         assert result["loss"] == pytest.approx(totals.loss, rel=1e-6)
+
+
+def meet(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=3))
+    processes = Processes(rank, 2)
+    point = MeetingPoint(processes)
+    time.sleep(5 * rank)
+    point.wait()
+    assert processes.gather(rank) == [0, 1]
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_wait_at_a_meeting_point_longer_than_a_collective_would(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(meet, (str(tmp_path),), nprocs=2)
 
 
 def test_gradients_are_views_of_the_bucket_and_stay_so() -> None:
