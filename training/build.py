@@ -15,6 +15,7 @@ from common.errors import ConfigError, NetworkFileError
 from common.fingerprint import tensors_hash
 from common.logs import get_logger
 from networks.base import network_module
+from networks.ema import Ema
 from networks.lora import LoraNetwork
 from training import preflight
 from training.callbacks import Callback
@@ -36,6 +37,7 @@ from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import averaged, network_writer
 from training.parallel import Processes
 from training.preflight import Plan, timestep_settings
+from training.raw_weights import RawWeights
 from training.reports import ProgressLine, StepLog, duration
 from training.schedules import ScheduleSettings, build_custom_scheduler, build_scheduler, check_schedule, parse_steps
 from training.timestep_plot import as_text, save_image
@@ -96,8 +98,9 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
                                        "initial weights": tensors_hash(network.state())})
     job_settings = JobSettings(_seed(config), timestep_settings(config), config.noise.num_timestep_buckets,
                                config.network.scale_weight_norms, plan.showing, plan.regions)
+    ema = Ema(network, config.ema.ema_decay) if config.ema.ema_decay else None
     job = VideoJob(dit, network, job_settings, epoch_batches=batches, batches_per_epoch=batches.per_epoch,
-                   samples_per_epoch=batches.samples_per_epoch)
+                   samples_per_epoch=batches.samples_per_epoch, ema=ema)
     optimiser = config.optimiser
     optimizer = build_optimizer(optimiser.optimizer_type, network.parameter_groups(optimiser.learning_rate),
                                 learning_rate=optimiser.learning_rate, arguments=optimiser.optimizer_args)
@@ -111,13 +114,16 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
              "lr_warmup_steps": schedule.warmup_steps, "mixed_precision": dtype_name(dit.dtype),
              "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}", **_size_facts(network)}
     checkpoints = Checkpoints(checkpoint_plan(config), network_writer(config, plan, network, optimizer=optimizer,
-                                                                      facts=facts))
+                                                                      facts=facts, ema=ema))
     callbacks: list[Callback] = [
         checkpoints, StepLog(config.saving.output_dir, config.saving.output_name),
         Trackers(accelerator, config.logging, plain_settings(config)), ProgressLine(),
         LossHistory(config.saving.output_dir, config.saving.output_name)]
+    if ema is not None:
+        callbacks.append(RawWeights(checkpoints.plan.final, network_writer(config, plan, network, optimizer=optimizer,
+                                                                           facts=facts)))
     if plan.held_out:
-        callbacks.append(build_validation(config, plan, job, total_steps, as_saved=lambda: averaged(optimizer)))
+        callbacks.append(build_validation(config, plan, job, total_steps, as_saved=lambda: averaged(optimizer, ema)))
     return Loop(job, optimizer=optimizer, schedule=scheduler, settings=settings, processes=processes,
                 callbacks=callbacks), checkpoints
 

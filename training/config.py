@@ -7,6 +7,7 @@ from typing import Literal
 
 from common.config import Section, flag
 from common.errors import ConfigError
+from training.ema_settings import EmaSection
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
 from wan.variants import TASKS, find_task
@@ -290,6 +291,7 @@ class TrainConfig(Section):
     data: DataSection
     network: NetworkSection
     optimiser: OptimiserSection
+    ema: EmaSection
     length: LengthSection
     showing: ShowingSection
     noise: NoiseSection

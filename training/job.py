@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from common.features import FeatureBatch
 from dataset.batches import LoadedBatch
 from dataset.plan import TrainingItem
+from networks.ema import Ema
 from networks.lora import LoraNetwork
 from training.corruption import corrupted_prefix
 from training.drawn import Place, dropped, prefix_counts, with_dropouts, with_prefix
@@ -42,7 +43,8 @@ class VideoJob:
 
     def __init__(self, dit: WanDiT, network: LoraNetwork, settings: JobSettings, *,
                  epoch_batches: Callable[[int, int], Generator[LoadedBatch | None, None, None]],
-                 batches_per_epoch: int, samples_per_epoch: int) -> None:
+                 batches_per_epoch: int, samples_per_epoch: int, ema: Ema | None = None) -> None:
+        self.ema = ema
         self.dit, self.network, self.settings = dit, network, settings
         self.conditions: Mapping[str, Condition] = dict(network.conditions.items())  # type: ignore[arg-type]
         self.parameters: Sequence[nn.Parameter] = [p for p in network.parameters() if p.requires_grad]
@@ -122,9 +124,11 @@ class VideoJob:
         return velocity
 
     def after_step(self) -> None:
-        """Limit the norms of the LoRA pairs where the user asked for it."""
+        """Limit the norms of the LoRA pairs, then take the weights into their average, where the user asked for it."""
         if self.settings.norm_limit is not None:
             self.network.limit_norms(self.settings.norm_limit)
+        if self.ema is not None:
+            self.ema.update()
 
 
 def _computed_once(velocity: VelocityFunction) -> VelocityFunction:

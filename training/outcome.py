@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.dtypes import parse_dtype
 from dataset.items import PICTURE_MODE
+from networks.ema import Ema
 from networks.files import save_network
 from networks.lora import LoraNetwork
 from networks.metadata import ARCHITECTURE, ModelSpec, Origin, training_metadata
@@ -25,9 +26,12 @@ from training.showing import SOUND
 from wan.encoders.specs import NULL
 
 
-def network_writer(config: TrainConfig, plan: Plan, network: LoraNetwork, *, optimizer: Any, facts: dict[str, Any]
-                   ) -> Callable[[Path, RunState], None]:
-    """A function (path, state) that writes the network as it is now. `facts` are added to the `ss_*` metadata."""
+def network_writer(config: TrainConfig, plan: Plan, network: LoraNetwork, *, optimizer: Any, facts: dict[str, Any],
+                   ema: Ema | None = None) -> Callable[[Path, RunState], None]:
+    """A function (path, state) that writes the network as it is now, or its average where there is an `ema`.
+
+    `facts` are added to the `ss_*` metadata.
+    """
     saving = config.saving
     dtype = parse_dtype(saving.save_precision) if saving.save_precision else None
     started = datetime.now(UTC)
@@ -38,15 +42,21 @@ def network_writer(config: TrainConfig, plan: Plan, network: LoraNetwork, *, opt
         now = datetime.now(UTC)
         metadata = training_metadata(
             own | {"training_finished_at": now.timestamp(), "epoch": state.epoch, "steps": state.step},
-            _spec(saving, config, plan), _origin(config, plan), minimal=saving.no_metadata, now=now)
-        with averaged(optimizer):
+            _spec(saving, config, plan), replace(_origin(config, plan), ema_decay=ema and ema.decay),
+            minimal=saving.no_metadata, now=now)
+        with averaged(optimizer, ema):
             save_network(path, network.state(dtype), metadata)
 
     return write
 
 
-def averaged(optimizer: Any) -> Any:
-    """Context in which a schedule-free optimiser shows its averaged weights; nothing for the others."""
+def averaged(optimizer: Any, ema: Ema | None = None) -> Any:
+    """Context in which the network has the weights that are saved: those of `ema`, or the average of a schedule-free
+    optimiser, else its own. Behind it the trained weights are back, bit for bit.
+    """
+    if ema is not None:
+        assert not is_schedule_free(optimizer), "two averages of one run"
+        return ema.swapped()
     return _EvalMode(optimizer) if is_schedule_free(optimizer) else nullcontext()
 
 

@@ -156,6 +156,10 @@ def _check_settings(config: TrainConfig, problems: _Problems) -> None:
         parse_arguments(settings.optimizer_args, optimizer_class(settings.optimizer_type), "optimizer_args",
                         taken=("lr",))
     with problems.collected():
+        if config.ema.ema_decay and settings.optimizer_type.lower().endswith("schedulefree"):
+            raise ConfigError(f"--ema_decay {config.ema.ema_decay:g}: {settings.optimizer_type} averages its weights "
+                              "itself. Leave one of the two out.")
+    with problems.collected():
         if config.showing.random_length and find_task(config.data.task).family == "flf2v":
             raise ConfigError(f"--random_length cuts the end of a clip, and --task {config.data.task} is given its "
                               "last frame. Leave it out.")
