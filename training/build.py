@@ -16,7 +16,7 @@ from common.fingerprint import tensors_hash
 from common.logs import get_logger
 from networks.base import network_module
 from networks.ema import Ema
-from networks.lora import LoraNetwork
+from networks.network import Network
 from training import preflight
 from training.callbacks import Callback
 from training.checkpoints import CheckpointPlan, Checkpoints
@@ -156,10 +156,10 @@ def load_base(config: TrainConfig, plan: Plan, device: torch.device) -> WanDiT:
     return dit
 
 
-def build_network(config: TrainConfig, plan: Plan, dit: WanDiT) -> LoraNetwork:
+def build_network(config: TrainConfig, plan: Plan, dit: WanDiT) -> Network:
     """The network on the DiT, from `--network_weights` where they are given, attached and in training mode."""
     settings = config.network
-    network: LoraNetwork = network_module(settings.network_module).create_network(
+    network: Network = network_module(settings.network_module).create_network(
         dit, dim=settings.network_dim, alpha=settings.network_alpha, dropout=settings.network_dropout,
         args=plan.arguments, conditions=plan.conditions,
         sizes_from=plan.start if settings.dim_from_weights else None, seed=_seed(config))
@@ -245,7 +245,7 @@ def _tell_length(loop: Loop, config: TrainConfig, batches: EpochBatches) -> None
              loop.total_steps, loop.total_epochs, accumulation * processes, accumulation, processes)
 
 
-def _size_facts(network: LoraNetwork) -> dict[str, Any]:
+def _size_facts(network: Network) -> dict[str, Any]:
     """Rank and alpha for kohya's metadata; "Dynamic" where layers differ, as kohya writes it."""
     ranks = {layer.rank for layer in network.layers.values()}
     alphas = {float(layer.alpha) for layer in network.layers.values()}

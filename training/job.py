@@ -11,7 +11,7 @@ from common.features import FeatureBatch
 from dataset.batches import LoadedBatch
 from dataset.plan import TrainingItem
 from networks.ema import Ema
-from networks.lora import LoraNetwork
+from networks.network import Network
 from training.corruption import corrupted_prefix
 from training.drawn import Place, dropped, prefix_counts, with_dropouts, with_prefix
 from training.loop import BatchLoss
@@ -41,7 +41,7 @@ class JobSettings:
 class VideoJob:
     """A `training.loop.Job`: batches of cached clips, the flow-matching loss of the DiT on them."""
 
-    def __init__(self, dit: WanDiT, network: LoraNetwork, settings: JobSettings, *,
+    def __init__(self, dit: WanDiT, network: Network, settings: JobSettings, *,
                  epoch_batches: Callable[[int, int], Generator[LoadedBatch | None, None, None]],
                  batches_per_epoch: int, samples_per_epoch: int, ema: Ema | None = None) -> None:
         self.ema = ema

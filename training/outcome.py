@@ -15,8 +15,8 @@ from common.dtypes import parse_dtype
 from dataset.items import PICTURE_MODE
 from networks.ema import Ema
 from networks.files import save_network
-from networks.lora import LoraNetwork
 from networks.metadata import ARCHITECTURE, ModelSpec, Origin, training_metadata
+from networks.network import Network
 from training.callbacks import RunState
 from training.clips import dataset_facts, sizes_of
 from training.config import SavingSection, TrainConfig
@@ -26,7 +26,7 @@ from training.showing import SOUND
 from wan.encoders.specs import NULL
 
 
-def network_writer(config: TrainConfig, plan: Plan, network: LoraNetwork, *, optimizer: Any, facts: dict[str, Any],
+def network_writer(config: TrainConfig, plan: Plan, network: Network, *, optimizer: Any, facts: dict[str, Any],
                    ema: Ema | None = None) -> Callable[[Path, RunState], None]:
     """A function (path, state) that writes the network as it is now, or its average where there is an `ema`.
 
@@ -42,7 +42,7 @@ def network_writer(config: TrainConfig, plan: Plan, network: LoraNetwork, *, opt
         now = datetime.now(UTC)
         metadata = training_metadata(
             own | {"training_finished_at": now.timestamp(), "epoch": state.epoch, "steps": state.step},
-            _spec(saving, config, plan), replace(_origin(config, plan), ema_decay=ema and ema.decay),
+            _spec(saving, config, plan), replace(_origin(config, plan), ema_decay=None if ema is None else ema.decay),
             minimal=saving.no_metadata, now=now)
         with averaged(optimizer, ema):
             save_network(path, network.state(dtype), metadata)
