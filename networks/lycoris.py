@@ -4,7 +4,7 @@ The library itself (lycoris-lora 4.1.3) is not used. On a quantised base its DoR
 nothing of it; elsewhere it makes the whole changed weight in the base's dtype, where small changes are rounded away,
 and autograd keeps it for every layer; its LoHa and LoKr merge with (alpha / rank)² where they trained with alpha /
 rank; and it needs the `toml` package. Here every base is reached through its own forward, so all kinds work on float8
-too, and nothing of the weight's size is kept.
+too, and nothing of the weight's size is kept for the backward pass.
 Sources: arXiv 2402.09353 (DoRA), 2108.06098 (LoHa), 2212.10650 and LyCORIS `modules/lokr.py` (LoKr).
 """
 
@@ -86,7 +86,10 @@ def row_squares(base: nn.Linear) -> Float[Tensor, "O"]:
 
 
 class LohaLayer(Layer):
-    """Elementwise product of two low-rank products: rank r² from parameters of rank 2r. Keys `hada_w1_a` `O r` …"""
+    """Elementwise product of two low-rank products: rank r² from parameters of rank 2r. Keys `hada_w1_a` `O r` …
+
+    The weight's change is made only where that is less work than a product of rank r².
+    """
 
     kind = "LoHa"
     parts = {part: part for part in LOHA}
@@ -114,8 +117,15 @@ class LohaLayer(Layer):
 
     def added(self, x: Float[Tensor, "*B I"], base: Float[Tensor, "*B O"]) -> Float[Tensor, "*B O"]:
         """`base` with the product added."""
-        change = _HadamardLinear.apply(x, *self.factors(), self.scale * self.switch.multiplier)
-        return base + change.to(base.dtype)
+        scale = self.scale * self.switch.multiplier
+        w1_a, w1_b, w2_a, w2_b = self.factors()
+        outputs, inputs = w1_a.shape[0], w1_b.shape[1]
+        if self.rank**2 * (outputs + inputs) < outputs * inputs:
+            # (A B) ∘ (C D) = P Q with P[o, ij] = A[o, i] C[o, j], Q[ij, n] = B[i, n] D[j, n]: a LoRA of rank r².
+            down = torch.einsum("in,jn->ijn", w1_b, w2_b).flatten(0, 1)
+            up = torch.einsum("oi,oj->oij", w1_a, w2_a).flatten(1) * scale
+            return base + F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype)).to(base.dtype)
+        return base + _HadamardLinear.apply(x, w1_a, w1_b, w2_a, w2_b, scale).to(base.dtype)
 
     def norm(self) -> Tensor:
         """Norm of the product, which is made for it."""

@@ -86,11 +86,12 @@ def weight_of(layer, base):
     return weight if layer.kind != "DoRA" else weight * own["dora_scale"] / weight.norm(dim=1, keepdim=True)
 
 
+@pytest.mark.parametrize("path", ["blocks.0.ffn.0", "blocks.0.self_attn.q"])  # LoHa of rank 3: as rank 9, and whole
 @kinds
-def test_gradients_are_those_of_the_plain_formula(args):
+def test_gradients_are_those_of_the_plain_formula(args, path):
     model = toy()
     network = trained(create(model, args)).attach()
-    layer, base = network.layers["blocks.0.ffn.0"], model.get_submodule("blocks.0.ffn.0")
+    layer, base = network.layers[path], model.get_submodule(path)
     x = torch.randn(4, 5, WIDTH, requires_grad=True)
     push = torch.randn(4, 5, base.out_features)
     leaves = [x, *layer.parameters()]
