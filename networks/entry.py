@@ -51,6 +51,11 @@ class Entry:
             f"DoRA over {self.method}" if self.method != "LoRA" else "DoRA by inputs")
 
     @property
+    def direct(self) -> list[str]:
+        """Parts that change a parameter without factors, or a bias; only merging has a place for them."""
+        return sorted({"bias", "diff", "diff_b", "diff_m"} & set(self.parts))
+
+    @property
     def rank(self) -> int:
         """Width between the factors; 0 where a LoKr's factors are both whole."""
         inner = {"LoRA": ("down",), "LoHa": ("hada_w1_b",), "LoKr": ("lokr_w1_b", "lokr_w2_b")}.get(self.method, ())

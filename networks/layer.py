@@ -130,10 +130,9 @@ class Layer(nn.Module):
         if entry.kind != self.kind:
             raise NetworkFileError(f"{file}: {entry.kind} at '{path}', and this network trains {self.kind}. "
                                    f"{HOW_TO_TRAIN.get(entry.kind, 'It can be merged only.')}")
-        odd = set(entry.parts) - set(self.parts) - {"alpha"}
-        if odd:
+        if entry.direct:
             raise NetworkFileError(f"{file}: changes weights or biases directly at '{path}' ("
-                                   f"{', '.join(sorted(odd))}), which cannot be trained on and would be "
+                                   f"{', '.join(entry.direct)}), which cannot be trained on and would be "
                                    "lost. Merge it with --base_weights.")
         if entry.rank != self.rank and entry.rank and self.rank:
             raise NetworkFileError(f"{file}: rank {entry.rank} at '{path}', the network has {self.rank}. Set "

@@ -8,6 +8,7 @@ from networks.arguments import NetworkArguments
 from networks.attach import layers_like, refuse_sizes_beside
 from networks.formats import LoraFile
 from networks.layer import Dropouts, LoraLayer, Switch
+from networks.lora import LoraNetwork
 from networks.network import Network
 from networks.sizes import Planned, chosen_sizes, chosen_targets, tell_targets
 
@@ -24,17 +25,17 @@ def create_network(model: nn.Module, *, dim: int | None = None, alpha: float = 1
     """
     arguments = NetworkArguments.parse(args or {})
     dropouts = Dropouts(dropout or 0.0, arguments.rank_dropout, arguments.module_dropout)
-    switch = Switch()
+    network: Network
     if sizes_from is not None:
         refuse_sizes_beside(args or {})
+        switch = Switch()
         layers = layers_like(model, sizes_from, switch, (LoraLayer,), dropouts)
+        network = Network(layers, switch, rates=arguments.rates, conditions=conditions)
     else:
         targets = chosen_targets(model, arguments)
-        sizes = chosen_sizes(targets, arguments, dim, alpha)
-        layers = {path: LoraLayer(base, switch, rank=sizes[path][0], alpha=sizes[path][1], dropouts=dropouts)
-                  for path, base in targets.items()}
-        tell_targets(layers, arguments, "LoRA")
-    network = Network(layers, switch, rates=arguments.rates, conditions=conditions)
+        tell_targets(targets, arguments, LoraLayer.kind)
+        network = LoraNetwork(targets, sizes=chosen_sizes(targets, arguments, dim, alpha), dropouts=dropouts,
+                              rates=arguments.rates, conditions=conditions)
     network.reset(seed)
     return network
 

@@ -174,8 +174,9 @@ def build_network(config: TrainConfig, plan: Plan, dit: WanDiT) -> Network:
     count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     facts = _size_facts(network)
     rates = [f"{one['lr']:g} ({one['name']})" for one in network.parameter_groups(config.optimiser.learning_rate)]
-    log.info("trained: %.2f M parameters in float32; LoRA rank %s, alpha %s, learning rate %s", count / 1e6,
-             facts["network_dim"], facts["network_alpha"], ", ".join(rates))
+    kinds = " and ".join(sorted({layer.kind for layer in network.layers.values()})) or "no"
+    log.info("trained: %.2f M parameters in float32; %s layers, rank %s, alpha %s, learning rate %s", count / 1e6,
+             kinds, facts["network_dim"], facts["network_alpha"], ", ".join(rates))
     if "learning_rate" not in config.optimiser.model_fields_set:
         log.warning("--learning_rate is not set; %g is musubi-tuner's default and small for LoRA (1e-4 is usual)",
                     config.optimiser.learning_rate)

@@ -259,6 +259,10 @@ def _check_start(file: LoraFile | None, settings: NetworkSection, arguments: Map
         if entry.kind != planned.kind:
             raise NetworkFileError(f"--network_weights {file.path}: {entry.kind} at '{name}', and this network trains "
                                    f"{planned.kind}. {HOW_TO_TRAIN.get(entry.kind, 'It can be merged only.')}")
+        if entry.direct:
+            raise NetworkFileError(f"--network_weights {file.path}: changes weights or biases directly at '{name}' ("
+                                   f"{', '.join(entry.direct)}), which cannot be trained on and would be lost. Merge "
+                                   "it with --base_weights.")
         own = planned.ranks.get(paths[name], entry.rank)
         if entry.rank and entry.rank != own and not settings.dim_from_weights:
             raise NetworkFileError(f"--network_weights {file.path}: rank {entry.rank} at '{name}', the network has "

@@ -82,6 +82,15 @@ def test_what_can_only_be_merged_is_refused_beside_the_base(tmp_path, lycoris, c
         attach_lora(model_of(lycoris["weight"])[0], written(tmp_path, of_case(lycoris, case)))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_fitting_is_checked_without_weights(tmp_path, lycoris, case):
+    merge = merge_transform([(written(tmp_path, of_case(lycoris, case)), 1.0)])
+    merged = merge("blocks.0.ffn.0.weight", torch.empty(40, 24, device="meta"))
+    assert (merged.device.type, merged.shape) == ("meta", (40, 24))
+    with pytest.raises(NetworkFileError, match="another base model"):
+        merge("blocks.0.ffn.0.weight", torch.empty(24, 40, device="meta"))
+
+
 def test_dora_refuses_to_be_put_over_another_network(tmp_path, lycoris):
     model, _ = model_of(lycoris["weight"])
     attach_lora(model, written(tmp_path, of_case(lycoris, "locon")))

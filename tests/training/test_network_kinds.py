@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 import torch
 
 from common.errors import ConfigError, NetworkFileError
@@ -55,6 +55,13 @@ def test_other_kinds_are_trained_beside_a_condition_saved_and_used(talking: Path
     assert all(torch.allclose(tensors[key], after[key], atol=1e-7) for key in tensors)
 
 
+def with_bias(file: Path | None, folder: Path) -> Path:
+    """The file with the change of a bias added, as lightx2v's have."""
+    tensors = load_file(file or "")
+    save_file(tensors | {"lora_unet_blocks_0_ffn_0.diff_b": torch.zeros(3)}, folder / "bias.safetensors")
+    return folder / "bias.safetensors"
+
+
 def test_dora_learns_on_a_float8_base(talking: Path, weights: Path, tmp_path: Path) -> None:
     final = train(settings(talking, weights, tmp_path, **lycoris("algo=dora", fp8_base=True)))
     assert all(tensor.any() for key, tensor in load_file(final or "").items() if "lora_up" in key)
@@ -93,6 +100,7 @@ def test_what_does_not_fit_together_is_refused(talking: Path, weights: Path, tmp
          "rank 4 at 'blocks_0_ffn_0', the network has 2"),
         ({"network_weights": lora, "dim_from_weights": True, "network_dim": None,
           "network_args": ["rank_patterns={'ffn': 2}"]}, ConfigError, "both set sizes"),
+        ({"network_weights": with_bias(lora, tmp_path)}, NetworkFileError, r"directly at .*\(diff_b\).*--base_weights"),
         (lycoris("algo=loha", network_dropout=0.1), ConfigError, "--network_dropout 0.1"),
         ({"network_args": ["lr_patterns={'ffn': 0.5}"], "optimizer_type": "Prodigy"}, ConfigError, "lr_patterns"),
         ({"network_module": "lycoris.kohya"}, ConfigError, "networks.lycoris_wan"),
