@@ -22,7 +22,7 @@ FOREIGN = (
                                        "--video_size until then"),
     Foreign("save_merged_model", "coming", "merge at load with --lora_weight until then; a tool will write merged "
                                            "files"),
-    Foreign("lycoris", "coming", "LyCORIS files come later; convert them to LoRA until then"),
+    Foreign("lycoris", "accepted", "LoHa, LoKr and DoRA files are known by their keys; merging them needs no flag"),
     Foreign("cpu_noise", "accepted", "noise is always drawn on the CPU, so a seed means the same on every device, "
                                      "and the same as in ComfyUI"),
     Foreign("video_path", "refused", "musubi-tuner parses it and never reads it. --image_path starts from a picture, "

@@ -65,8 +65,9 @@ class ModelChoice(Section):
 class LoraChoice(Section):
     """LoRA files, and the conditions inside them."""
 
-    lora_weight: list[Path] = flag([], "LoRA files: OmniTuner, musubi-tuner/kohya, diffusers/peft or ComfyUI layout; "
-                                       "an audio condition inside is restored by itself", group="LoRA")
+    lora_weight: list[Path] = flag([], "LoRA, DoRA, LoHa or LoKr files: OmniTuner, musubi-tuner/kohya, LyCORIS, "
+                                       "diffusers/peft or ComfyUI layout; an audio condition inside is restored by "
+                                       "itself", group="LoRA")
     lora_multiplier: list[float] = flag([], "strength of each LoRA, or one for all (default: 1)", group="LoRA")
     lora_attach: bool = flag(False, "run the LoRAs beside the base instead of adding them to its weights: slower, "
                                     "exact on float8 weights", group="LoRA")

@@ -6,16 +6,19 @@ from types import ModuleType
 
 from common.errors import ConfigError, nearest
 
-NETWORK_MODULES = ("networks.lora_wan",)
-COMING = ("networks.loha", "networks.lokr", "lycoris.kohya")
+NETWORK_MODULES = ("networks.lora_wan", "networks.lycoris_wan")
+"""Each has `create_network` (a `networks.network.Network`), `check_arguments` and `plan`."""
+OTHER_SPELLINGS = {"networks.loha": "algo=loha", "networks.lokr": "algo=lokr", "lycoris.kohya": "algo=loha|lokr|dora"}
+"""musubi-tuner's names, and what to add to `networks.lycoris_wan` for the same."""
 
 
 def network_module(name: str) -> ModuleType:
-    """The module that makes networks: it has `create_network`. ConfigError names the nearest known one."""
-    if name in COMING:
-        raise ConfigError(f"network_module '{name}' comes later. Use networks.lora_wan.")
+    """The module that makes networks. ConfigError names the nearest known one."""
+    if name in OTHER_SPELLINGS:
+        raise ConfigError(f"network_module '{name}' is here --network_module networks.lycoris_wan --network_args "
+                          f"{OTHER_SPELLINGS[name]}.")
     if name not in NETWORK_MODULES:
-        raise ConfigError(f"network_module '{name}' is unknown{nearest(name, (*NETWORK_MODULES, *COMING))}. "
+        raise ConfigError(f"network_module '{name}' is unknown{nearest(name, (*NETWORK_MODULES, *OTHER_SPELLINGS))}. "
                           f"Use {' or '.join(NETWORK_MODULES)}.")
     return importlib.import_module(name)
 

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from common.errors import NetworkFileError, UserError
 from networks.condition_weights import PREFIX as CONDITION_PREFIX
+from networks.entry import LOHA, LOKR, Entry, check_entry
 from networks.published import OMNIAVATAR, find_published, without_base
 
 _PAIR = re.compile(r"^(?P<stem>.+?)[._]lora[._](?P<side>A|B|down|up)(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?"
                    r"(?P<leaf>\.weight|\.bias)?$")
+_MAGNITUDE = re.compile(r"^(?P<stem>.+)\.lora_magnitude_vector(?:\.(?P<adapter>(?!weight$)[^.]+))?(?:\.weight)?$")
 _PARTS = {".alpha": "alpha", ".diff": "diff", ".diff_b": "diff_b", ".diff_m": "diff_m", ".w_norm": "diff",
-          ".b_norm": "diff_b"}
+          ".b_norm": "diff_b", ".dora_scale": "dora_scale", **{f".{part}": part for part in (*LOHA, *LOKR)}}
 _SIDES = {"A": "down", "down": "down", "B": "up", "up": "up"}
 
 _PREFIXES = {
@@ -47,46 +49,14 @@ RELEASED_RANK, RELEASED_ALPHA = 128, 64
 """OmniAvatar's LoRA, whose alpha stands in no tensor."""
 
 _REFUSED = {
-    ("dora_scale", "lora_magnitude_vector"): "a DoRA file. DoRA is not supported; leaving its scale out would give "
-                                             "another model. Use a plain LoRA",
-    ("hada_w1", "hada_w2"): "a LoHa file. LoHa comes later; convert it to LoRA or merge it with the tool that made it",
-    ("lokr_w1", "lokr_w2"): "a LoKr file. LoKr comes later; convert it to LoRA or merge it with the tool that made it",
-    ("lora_mid", "oft_blocks", "oft_diag", "glora", ".a1.weight", "set_weight", "reshape_weight"):
-        "of a kind that is not supported (LoCon with a middle matrix, OFT, GLoRA, reshaped weights). Use a plain LoRA",
+    ("lora_mid", "hada_t1", "hada_t2", "lokr_t1", "lokr_t2"):
+        "a Tucker decomposition of convolutions (LoCon, LoHa or LoKr with a middle tensor). A Wan block has none, so "
+        "it was made for another model, or with use_tucker; use a file made without",
+    ("oft_blocks", "oft_diag", "glora", ".a1.weight", "set_weight", "reshape_weight"):
+        "of a kind that is not supported (OFT, GLoRA, reshaped weights). Use LoRA, DoRA, LoHa or LoKr",
     ("transformer_2.", "diffusion_model.transformer_1."):
         "for two experts (Wan 2.2 A14B). These models come later; use a file for Wan 2.1",
 }
-
-
-@dataclass
-class Entry:
-    """What a file holds for one module."""
-
-    name: str
-    """The module as the file spells it, without prefix."""
-    keys: list[str] = field(default_factory=list)
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    """`down` `r I`, `up` `O r`, `bias` `O` of the pair, `alpha`; `diff`, `diff_b`, `diff_m`: deltas of weight, bias,
-    modulation."""
-    default_scale: float = 1.0
-    """alpha / rank where the file has no alpha of its own for the module."""
-
-    @property
-    def has_pair(self) -> bool:
-        """Whether there is a low-rank pair."""
-        return "down" in self.parts
-
-    @property
-    def rank(self) -> int:
-        """Rows of `down`."""
-        return int(self.parts["down"].shape[0])
-
-    @property
-    def scale(self) -> float:
-        """alpha / rank: what the product up @ down is multiplied by."""
-        if "alpha" in self.parts:
-            return float(self.parts["alpha"].float()) / self.rank
-        return self.default_scale
 
 
 @dataclass
@@ -129,7 +99,8 @@ class LoraFile:
 def read_lora(path: str | os.PathLike[str]) -> LoraFile:
     """Read a file (.safetensors, or a pickle .pt/.pth/.bin without code) or a folder that PEFT or OmniAvatar saved.
 
-    Raises NetworkFileError for DoRA, LoHa, LoKr and other kinds, for half a pair, and when nothing of a LoRA is in it.
+    Raises NetworkFileError for kinds other than LoRA, DoRA, LoHa and LoKr, for half a pair, and when none of them is in
+    it.
     """
     file = find_file(path)
     tensors, metadata = _load(file)
@@ -230,6 +201,9 @@ def _split(key: str) -> tuple[str, str, str] | None:
     for suffix, part in _PARTS.items():
         if key.endswith(suffix):
             return key.removesuffix(suffix), part, ""
+    length = _MAGNITUDE.match(key)
+    if length is not None:
+        return length["stem"], "dora_scale", length["adapter"] or ""
     match = _PAIR.match(key)
     if match is None:
         return None
@@ -265,23 +239,13 @@ def _entries(file: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Entry
     for name in [name for name, entry in entries.items() if set(entry.parts) == {"alpha"}]:
         others.extend(entries.pop(name).keys)
     for entry in entries.values():
-        _check_pair(file, entry)
+        check_entry(entry, file)
     return entries, others, layouts
-
-
-def _check_pair(file: Path, entry: Entry) -> None:
-    parts = entry.parts
-    if ("down" in parts) != ("up" in parts) or ("bias" in parts and "up" not in parts):
-        raise NetworkFileError(f"{file}: '{entry.keys[0]}' stands alone; its other half is missing. The file is "
-                               "incomplete; copy or make it again.")
-    if "down" in parts and parts["down"].shape[0] != parts["up"].shape[1]:
-        raise NetworkFileError(f"{file}: '{entry.keys[0]}' {list(parts['down'].shape)} and its other half "
-                               f"{list(parts['up'].shape)} are of different rank.")
 
 
 def _set_default_scales(lora: LoraFile) -> None:
     """Scale of pairs without an alpha tensor: from the metadata or the settings file beside, else 1."""
-    lacking = [entry for entry in lora.entries.values() if entry.has_pair and "alpha" not in entry.parts]
+    lacking = [entry for entry in lora.entries.values() if entry.rank and "alpha" not in entry.parts]
     if not lacking:
         return
     settings = _adapter_settings(lora)

@@ -11,27 +11,33 @@ import torch
 from torch import Tensor
 
 from common.errors import NetworkFileError
-from networks.formats import Entry, LoraFile, read_lora
+from networks.deltas import change_of_weight, with_lengths
+from networks.entry import LOHA, LOKR, Entry
+from networks.formats import LoraFile, read_lora
 from networks.names import spellings
 from networks.report import FileReport
 
-_LEAVES = {"weight": ("down", "diff"), "bias": ("bias", "diff_b"), "modulation": ("diff_m",)}
+_LEAVES = {"weight": (*LOHA, *LOKR, "down", "diff"), "bias": ("bias", "diff_b"), "modulation": ("diff_m",)}
 """Parts of an entry that change a parameter of this name."""
 
 
-def delta_of(entry: Entry, leaf: str, shape: torch.Size, device: torch.device) -> Tensor | None:
-    """What `entry` adds to the parameter `leaf` of its module, in float32 and of `shape`; None when nothing.
+def delta_of(entry: Entry, leaf: str, base: Tensor) -> Tensor | None:
+    """What `entry` adds to the parameter `leaf` of its module, which is `base`, in float32; None when nothing.
 
+    DoRA, which turns the weight as a whole, is the difference to `base`, so that files add up in any order.
     Raises NetworkFileError when the sizes differ.
     """
-    parts, total = entry.parts, None
-    if leaf == "weight" and entry.has_pair:
-        up, down = (parts[name].to(device, torch.float32).flatten(1) for name in ("up", "down"))
-        product = (up @ down) * entry.scale
-        if product.numel() != shape.numel() or product.shape[0] != shape[0]:
-            raise NetworkFileError(f"'{entry.keys[0]}' is made for a weight of {list(product.shape)}; this model's is "
+    parts, total, shape, device = entry.parts, None, base.shape, base.device
+    if leaf == "weight" and entry.method:
+        change = change_of_weight(entry, device)
+        if change.numel() != shape.numel() or change.shape[0] != shape[0]:
+            raise NetworkFileError(f"'{entry.keys[0]}' is made for a weight of {list(change.shape)}; this model's is "
                                    f"{list(shape)}. The file belongs to another base model.")
-        total = product.reshape(shape)
+        total = change.reshape(shape)
+        if "dora_scale" in parts:
+            _check_lengths(entry, shape)
+            whole = base.float()
+            total = with_lengths(whole + total, parts["dora_scale"]) - whole
     if leaf == "bias" and "bias" in parts:
         total = parts["bias"].to(device, torch.float32) * entry.scale
     direct = parts.get({"weight": "diff", "bias": "diff_b", "modulation": "diff_m"}[leaf])
@@ -42,6 +48,13 @@ def delta_of(entry: Entry, leaf: str, shape: torch.Size, device: torch.device) -
         raise NetworkFileError(f"'{entry.keys[0]}' changes a {leaf} of {list(total.shape)}; this model's is "
                                f"{list(shape)}. The file belongs to another base model.")
     return total
+
+
+def _check_lengths(entry: Entry, shape: torch.Size) -> None:
+    lengths = entry.parts["dora_scale"]
+    if lengths.numel() not in (shape[0], shape[1]) or lengths.numel() != max(lengths.shape):
+        raise NetworkFileError(f"'{entry.keys[0]}' comes with a dora_scale of {list(lengths.shape)}; a weight of "
+                               f"{list(shape)} has {shape[0]} rows and {shape[1]} columns. The file is damaged.")
 
 
 @dataclass
@@ -71,7 +84,7 @@ class LoraMerge:
             if entry is None:
                 continue
             try:
-                delta = delta_of(entry, leaf, tensor.shape, tensor.device)
+                delta = delta_of(entry, leaf, tensor)
             except NetworkFileError as error:
                 raise NetworkFileError(f"{one.file.path}: {error}") from error
             if delta is not None and one.multiplier != 0:

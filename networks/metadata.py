@@ -82,6 +82,8 @@ class Origin:
     """How pictures were brought to size (`cover`, …); generation uses the same."""
     showing: Mapping[str, Any] = field(default_factory=dict)
     """What clips were shown with in training: given frames, dropouts and what stood for what was dropped."""
+    ema_decay: float | None = None
+    """Decay of the average of the trained weights that the file holds; None: the weights themselves."""
     version: str = VERSION
 
     def text(self) -> dict[str, str]:

@@ -17,7 +17,8 @@ from common.errors import ConfigError, NetworkFileError
 from common.fingerprint import tensors_hash
 from common.logs import get_logger
 from networks.base import network_module
-from networks.lora import LoraNetwork
+from networks.ema import Ema
+from networks.network import Network
 from training import preflight
 from training.checkpoints import CheckpointPlan, Checkpoints
 from training.clips import EpochBatches, digest, sizes_of
@@ -41,6 +42,7 @@ from training.parallel import Processes
 from training.preflight import Plan, timestep_settings
 from training.preview_plan import prepare_previews
 from training.previews import Previews
+from training.raw_weights import RawWeights
 from training.reports import ProgressLine, StepLog, duration
 from training.resume import Start, check_change, facts_of, find_start, make_room
 from training.run_record import RecordKeeper
@@ -147,8 +149,9 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
                                        "initial weights": tensors_hash(network.state())})
     job_settings = JobSettings(_seed(config), timestep_settings(config), config.noise.num_timestep_buckets,
                                config.network.scale_weight_norms, plan.showing, plan.regions)
+    ema = Ema(network, config.ema.ema_decay) if config.ema.ema_decay else None
     job = VideoJob(dit, network, job_settings, epoch_batches=batches, batches_per_epoch=batches.per_epoch,
-                   samples_per_epoch=batches.samples_per_epoch)
+                   samples_per_epoch=batches.samples_per_epoch, ema=ema)
     optimizer, scheduler = build_learning(config.optimiser, network, schedule)
     settings = loop_settings(config)
     total_steps, total_epochs = settings.totals(batches.per_epoch)
@@ -157,25 +160,32 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
             "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}", **_size_facts(network)}
     loop = Loop(job, optimizer=optimizer, schedule=scheduler, settings=settings, processes=processes,
                 guard=Guard(config.length.explosion_factor))
-    write = NetworkWriter(config, plan, network, optimizer=optimizer, facts=told,
+    write = NetworkWriter(config, plan, network, optimizer=optimizer, facts=told, ema=ema,
                           started=datetime.fromisoformat(start.record.started))
     checkpoints = Checkpoints(checkpoint_plan(config), write)
-    snapshot = Snapshot(loop, network, lambda path: write.raw(path, loop.state))
+    snapshot = Snapshot(loop, network, lambda path: write.raw(path, loop.state),
+                        more={} if ema is None else {"ema": ema})
+
+    def as_saved() -> Any:
+        return averaged(optimizer, ema)
+
     folder, name = config.saving.output_dir, config.saving.output_name
     loop.callbacks += [
         checkpoints, StepLog(folder, name), Trackers(accelerator, config.logging, plain_settings(config)),
         ProgressLine(), LossHistory(folder, name)]
+    if ema is not None:
+        loop.callbacks.append(RawWeights(checkpoints.plan.final, write.raw))
     if plan.held_out:
-        loop.callbacks.append(build_validation(config, plan, job, total_steps, as_saved=lambda: averaged(optimizer)))
+        loop.callbacks.append(build_validation(config, plan, job, total_steps, as_saved=as_saved))
     # Behind all whose memory it saves, and before the previews: what they break costs no state.
     loop.callbacks.append(StateKeeper(state_plan(config), snapshot, facts))
     if previews is not None:
-        loop.callbacks.append(Previews(previews, dit=dit, network=network, as_saved=lambda: averaged(optimizer)))
+        loop.callbacks.append(Previews(previews, dit=dit, network=network, as_saved=as_saved))
     loop.callbacks.append(RecordKeeper(folder, start.record))
     return Assembled(loop, snapshot, checkpoints.plan.final)
 
 
-def build_learning(settings: OptimiserSection, network: LoraNetwork, schedule: ScheduleSettings) -> tuple[Any, Any]:
+def build_learning(settings: OptimiserSection, network: Network, schedule: ScheduleSettings) -> tuple[Any, Any]:
     """(optimiser, learning-rate schedule)."""
     optimizer = build_optimizer(settings.optimizer_type, network.parameter_groups(settings.learning_rate),
                                 learning_rate=settings.learning_rate, arguments=settings.optimizer_args)
@@ -222,10 +232,10 @@ def load_base(config: TrainConfig, plan: Plan, device: torch.device) -> WanDiT:
     return dit
 
 
-def build_network(config: TrainConfig, plan: Plan, dit: WanDiT) -> LoraNetwork:
+def build_network(config: TrainConfig, plan: Plan, dit: WanDiT) -> Network:
     """The network on the DiT, from `--network_weights` where they are given, attached and in training mode."""
     settings = config.network
-    network: LoraNetwork = network_module(settings.network_module).create_network(
+    network: Network = network_module(settings.network_module).create_network(
         dit, dim=settings.network_dim, alpha=settings.network_alpha, dropout=settings.network_dropout,
         args=plan.arguments, conditions=plan.conditions,
         sizes_from=plan.start if settings.dim_from_weights else None, seed=_seed(config))
@@ -240,8 +250,9 @@ def build_network(config: TrainConfig, plan: Plan, dit: WanDiT) -> LoraNetwork:
     count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     facts = _size_facts(network)
     rates = [f"{one['lr']:g} ({one['name']})" for one in network.parameter_groups(config.optimiser.learning_rate)]
-    log.info("trained: %.2f M parameters in float32; LoRA rank %s, alpha %s, learning rate %s", count / 1e6,
-             facts["network_dim"], facts["network_alpha"], ", ".join(rates))
+    kinds = " and ".join(sorted({layer.kind for layer in network.layers.values()})) or "no"
+    log.info("trained: %.2f M parameters in float32; %s layers, rank %s, alpha %s, learning rate %s", count / 1e6,
+             kinds, facts["network_dim"], facts["network_alpha"], ", ".join(rates))
     if "learning_rate" not in config.optimiser.model_fields_set:
         log.warning("--learning_rate is not set; %g is musubi-tuner's default and small for LoRA (1e-4 is usual)",
                     config.optimiser.learning_rate)
@@ -311,7 +322,7 @@ def _tell_length(loop: Loop, config: TrainConfig, batches: EpochBatches) -> None
              loop.total_steps, loop.total_epochs, accumulation * processes, accumulation, processes)
 
 
-def _size_facts(network: LoraNetwork) -> dict[str, Any]:
+def _size_facts(network: Network) -> dict[str, Any]:
     """Rank and alpha for kohya's metadata; "Dynamic" where layers differ, as kohya writes it."""
     ranks = {layer.rank for layer in network.layers.values()}
     alphas = {float(layer.alpha) for layer in network.layers.values()}

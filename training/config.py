@@ -7,6 +7,7 @@ from typing import Literal
 
 from common.config import Section, flag
 from common.errors import ConfigError
+from training.ema_settings import EmaSection
 from training.preview_settings import PreviewSection
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
@@ -144,7 +145,8 @@ class NoiseSection(Section):
 class NetworkSection(Section):
     """Network: what is trained."""
 
-    network_module: str = flag("networks.lora_wan", "kind of network, a module of networks/")
+    network_module: str = flag("networks.lora_wan", "kind of network: networks.lora_wan, or networks.lycoris_wan with "
+                                                       "--network_args algo=dora, loha or lokr (docs/networks.md)")
     network_dim: int | None = flag(None, "rank of the LoRA: 16 to 64 for a style or a person, 128 for a new skill such "
                                          "as audio (default 4)", ge=1)
     network_alpha: float = flag(1.0, "the LoRA acts with strength alpha / rank; alpha = rank gives strength 1, the "
@@ -154,7 +156,9 @@ class NetworkSection(Section):
         [], "more settings, key=value: include_patterns, exclude_patterns (Python lists of regular expressions on "
             "module names), rank_dropout, module_dropout, loraplus_lr_ratio, conditions=omniavatar_add to train the "
             "audio condition, its settings as omniavatar_add.audio_hidden=32, condition_lr=1e-3 where conditions "
-            "shall learn at a rate of their own, and patch_lr=1e-4 for their patch embedding")
+            "shall learn at a rate of their own, and patch_lr=1e-4 for their patch embedding; rank_patterns, "
+            "alpha_patterns and lr_patterns give some layers a rank, alpha or rate of their own, as "
+            "rank_patterns={'ffn': 16, 'self_attn': 64} (docs/networks.md)")
     network_weights: Path | None = flag(None, "go on from this file",
                                         differs="a key that matches nothing is an error, and conditions inside are "
                                                 "taken up too")
@@ -171,8 +175,8 @@ class NetworkSection(Section):
             if "=" not in pair:
                 yield f"--network_args '{pair}' is not of the form key=value."
         if not self.network_module.startswith("networks."):
-            hint = (" LyCORIS comes later; networks.lora_wan trains LoRA." if self.network_module.startswith("lycoris")
-                    else "")
+            hint = (" Use networks.lycoris_wan with --network_args algo=loha, lokr or dora."
+                    if self.network_module.startswith("lycoris") else "")
             yield f"--network_module '{self.network_module}' is no module of networks/.{hint}"
 
 
@@ -295,6 +299,7 @@ class TrainConfig(Section):
     data: DataSection
     network: NetworkSection
     optimiser: OptimiserSection
+    ema: EmaSection
     length: LengthSection
     showing: ShowingSection
     noise: NoiseSection

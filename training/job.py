@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from common.features import FeatureBatch
 from dataset.batches import LoadedBatch
 from dataset.plan import TrainingItem
-from networks.lora import LoraNetwork
+from networks.ema import Ema
+from networks.network import Network
 from training.corruption import corrupted_prefix
 from training.drawn import Place, dropped, prefix_counts, with_dropouts, with_prefix
 from training.loop import BatchLoss
@@ -40,9 +41,10 @@ class JobSettings:
 class VideoJob:
     """A `training.loop.Job`: batches of cached clips, the flow-matching loss of the DiT on them."""
 
-    def __init__(self, dit: WanDiT, network: LoraNetwork, settings: JobSettings, *,
+    def __init__(self, dit: WanDiT, network: Network, settings: JobSettings, *,
                  epoch_batches: Callable[[int, int], Generator[LoadedBatch | None, None, None]],
-                 batches_per_epoch: int, samples_per_epoch: int) -> None:
+                 batches_per_epoch: int, samples_per_epoch: int, ema: Ema | None = None) -> None:
+        self.ema = ema
         self.dit, self.network, self.settings = dit, network, settings
         self.conditions: Mapping[str, Condition] = dict(network.conditions.items())  # type: ignore[arg-type]
         self.parameters: Sequence[nn.Parameter] = [p for p in network.parameters() if p.requires_grad]
@@ -126,9 +128,11 @@ class VideoJob:
         return velocity
 
     def after_step(self) -> None:
-        """Limit the norms of the LoRA pairs where the user asked for it."""
+        """Limit the norms of the LoRA pairs, then take the weights into their average, where the user asked for it."""
         if self.settings.norm_limit is not None:
             self.network.limit_norms(self.settings.norm_limit)
+        if self.ema is not None:
+            self.ema.update()
 
 
 def _computed_once(velocity: VelocityFunction) -> VelocityFunction:

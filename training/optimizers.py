@@ -162,7 +162,7 @@ def _check_one_rate(name: str, groups: list[dict[str, Any]], learning_rate: floa
     rates = {group.get("lr", learning_rate) for group in groups}
     if len(rates) > 1:
         raise ConfigError(f"{name} finds one learning rate for all parameters; it cannot work with loraplus_lr_ratio, "
-                          "condition_lr or patch_lr. Leave them out.")
+                          "lr_patterns, condition_lr or patch_lr. Leave them out.")
     if max(rates) < 0.1:
         log.warning("%s estimates the learning rate itself and expects --learning_rate 1.0; it is %g, which makes "
                     "every step that much smaller.", name, max(rates))

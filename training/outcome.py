@@ -2,7 +2,7 @@
 
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from common.dtypes import parse_dtype
 from dataset.items import PICTURE_MODE
+from networks.ema import Ema
 from networks.files import save_network
-from networks.lora import LoraNetwork
 from networks.metadata import ARCHITECTURE, ModelSpec, Origin, training_metadata
+from networks.network import Network
 from training.callbacks import RunState
 from training.clips import dataset_facts, sizes_of
 from training.config import SavingSection, TrainConfig
@@ -27,34 +28,39 @@ from wan.encoders.specs import NULL
 class NetworkWriter:
     """Writes the network as it is now: called (path, state) as it is to be used, `raw` as it is trained."""
 
-    def __init__(self, config: TrainConfig, plan: Plan, network: LoraNetwork, *, optimizer: Any, facts: dict[str, Any],
-                 started: datetime) -> None:
+    def __init__(self, config: TrainConfig, plan: Plan, network: Network, *, optimizer: Any, facts: dict[str, Any],
+                 started: datetime, ema: Ema | None = None) -> None:
         """`facts` are added to the `ss_*` metadata. `started` is when the run began, at its first start."""
-        self._config, self._plan, self._network, self._optimizer = config, plan, network, optimizer
+        self._config, self._plan, self._network, self._optimizer, self._ema = config, plan, network, optimizer, ema
         self._facts = _facts(config, plan) | facts | {"session_id": int(started.timestamp()),
                                                       "training_started_at": started.timestamp()}
 
     def __call__(self, path: Path, state: RunState) -> None:
-        """In `--save_precision`, averaged where the optimiser averages."""
+        """In `--save_precision`, averaged where there is an average."""
         precision = self._config.saving.save_precision
-        with averaged(self._optimizer):
-            self._write(path, state, parse_dtype(precision) if precision else None)
+        with averaged(self._optimizer, self._ema):
+            self._write(path, state, parse_dtype(precision) if precision else None, self._ema)
 
     def raw(self, path: Path, state: RunState) -> None:
         """In float32, exactly the weights that the next step begins with."""
-        self._write(path, state, None)
+        self._write(path, state, None, None)
 
-    def _write(self, path: Path, state: RunState, dtype: torch.dtype | None) -> None:
+    def _write(self, path: Path, state: RunState, dtype: torch.dtype | None, ema: Ema | None) -> None:
+        origin = replace(origin_of(self._config, self._plan), ema_decay=None if ema is None else ema.decay)
         saving, now = self._config.saving, datetime.now(UTC)
         metadata = training_metadata(
             self._facts | {"training_finished_at": now.timestamp(), "epoch": state.epoch, "steps": state.step},
-            _spec(saving, self._config, self._plan), origin_of(self._config, self._plan), minimal=saving.no_metadata,
-            now=now)
+            _spec(saving, self._config, self._plan), origin, minimal=saving.no_metadata, now=now)
         save_network(path, self._network.state(dtype), metadata)
 
 
-def averaged(optimizer: Any) -> Any:
-    """Context in which a schedule-free optimiser shows its averaged weights; nothing for the others."""
+def averaged(optimizer: Any, ema: Ema | None = None) -> Any:
+    """Context in which the network has the weights that are saved: those of `ema`, or the average of a schedule-free
+    optimiser, else its own. Behind it the trained weights are back, bit for bit.
+    """
+    if ema is not None:
+        assert not is_schedule_free(optimizer), "two averages of one run"
+        return ema.swapped()
     return _EvalMode(optimizer) if is_schedule_free(optimizer) else nullcontext()
 
 

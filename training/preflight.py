@@ -14,10 +14,11 @@ from dataset.open import Dataset
 from dataset.plan import TrainingItem
 from dataset.report import describe
 from dataset.store import CacheStore
+from networks.attach import refuse_sizes_beside
 from networks.base import network_module, requested_conditions, split_network_args
 from networks.condition_weights import load_conditions, recorded_conditions
 from networks.formats import LoraFile, read_lora
-from networks.lora_wan import DEFAULT_DIM
+from networks.layer import HOW_TO_TRAIN
 from networks.merge import LoraMerge, merge_transform
 from networks.names import spellings
 from training.budget import within_budget
@@ -113,11 +114,12 @@ def check(config: TrainConfig) -> Plan:
         dataset = find_dataset(config.data, model.variant.spatial_multiple if model else 16)
     if model is not None:
         with problems.collected():
-            network_module(config.network.network_module).check_arguments(model, arguments)
+            network_module(config.network.network_module).check_arguments(
+                model, arguments, config.network.network_dropout)
         with problems.collected():
             merge = merge_transform(config.data.merges, list(model.state_dict())) if config.data.merges else None
         with problems.collected():
-            _check_start(start, config.network, model)
+            _check_start(start, config.network, arguments, model)
     problems.raise_found()
     assert model is not None and dataset is not None
     task = find_task(config.data.task)
@@ -155,6 +157,10 @@ def _check_settings(config: TrainConfig, problems: _Problems) -> None:
     with problems.collected():
         parse_arguments(settings.optimizer_args, optimizer_class(settings.optimizer_type), "optimizer_args",
                         taken=("lr",))
+    with problems.collected():
+        if config.ema.ema_decay and settings.optimizer_type.lower().endswith("schedulefree"):
+            raise ConfigError(f"--ema_decay {config.ema.ema_decay:g}: {settings.optimizer_type} averages its weights "
+                              "itself. Leave one of the two out.")
     with problems.collected():
         if config.showing.random_length and find_task(config.data.task).family == "flf2v":
             raise ConfigError(f"--random_length cuts the end of a clip, and --task {config.data.task} is given its "
@@ -236,21 +242,31 @@ def _read_start(settings: NetworkSection) -> LoraFile | None:
     return file
 
 
-def _check_start(file: LoraFile | None, settings: NetworkSection, model: WanDiT) -> None:
-    """`--network_weights` must fit the base and the rank; what it would lose is an error."""
+def _check_start(file: LoraFile | None, settings: NetworkSection, arguments: Mapping[str, str], model: WanDiT) -> None:
+    """`--network_weights` must fit the base, the kind of network and its ranks; what it would lose is an error."""
+    if settings.dim_from_weights:
+        refuse_sizes_beside(arguments)
     if file is None:
         return
-    known = {name for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+    paths = {name: path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)
              for name in spellings(path)}
-    lost = [name for name, entry in file.entries.items() if name not in known or not entry.has_pair]
+    lost = [name for name, entry in file.entries.items() if name not in paths or not entry.method]
     if lost:
         raise NetworkFileError(f"--network_weights {file.path}: {len(lost)} modules are not in this model and would be "
                                f"lost ({', '.join(lost[:4])}). The file belongs to another kind of model.")
-    ranks = sorted({entry.rank for entry in file.entries.values()})
-    own = settings.network_dim or DEFAULT_DIM
-    if ranks and not settings.dim_from_weights and ranks != [own]:
-        raise NetworkFileError(f"--network_weights {file.path}: rank {', '.join(map(str, ranks))}, the network has "
-                               f"{own}. Set --network_dim, or use --dim_from_weights.")
+    planned = network_module(settings.network_module).plan(model, arguments, settings.network_dim)
+    for name, entry in file.entries.items():
+        if entry.kind != planned.kind:
+            raise NetworkFileError(f"--network_weights {file.path}: {entry.kind} at '{name}', and this network trains "
+                                   f"{planned.kind}. {HOW_TO_TRAIN.get(entry.kind, 'It can be merged only.')}")
+        if entry.direct:
+            raise NetworkFileError(f"--network_weights {file.path}: changes weights or biases directly at '{name}' ("
+                                   f"{', '.join(entry.direct)}), which cannot be trained on and would be lost. Merge "
+                                   "it with --base_weights.")
+        own = planned.ranks.get(paths[name], entry.rank)
+        if entry.rank and entry.rank != own and not settings.dim_from_weights:
+            raise NetworkFileError(f"--network_weights {file.path}: rank {entry.rank} at '{name}', the network has "
+                                   f"{own}. Set --network_dim, or use --dim_from_weights.")
 
 
 def _existing(path: Path) -> Path:

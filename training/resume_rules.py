@@ -50,7 +50,7 @@ RULES: Mapping[str, Rule] = {
         "lr_scheduler_min_lr_ratio", "lr_scheduler_type", "lr_scheduler_args", "prefix_frames", "prefix_weights",
         "prefix_dropout", "prefix_corruption", "audio_dropout", "text_dropout", "audio_text_dropout",
         "reference_dropout", "max_tokens", "random_length", "min_frames", "face_weight", "lip_weight",
-        "region_mixture"), Rule.FRESH),
+        "region_mixture", "ema_decay"), Rule.FRESH),
     **dict.fromkeys(("task", "network_module", "network_dim", "network_alpha", "network_args"), Rule.NEVER),
 }
 """By the flag's name; no flag is without one (tested)."""

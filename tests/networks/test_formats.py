@@ -149,11 +149,10 @@ def test_convolutions_are_merged(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "message"), [
-    ("lora_unet_blocks_1_self_attn_q.dora_scale", "DoRA"),
-    (f"base_model.model.{PATH}.lora_magnitude_vector", "DoRA"),
-    ("lora_unet_blocks_1_self_attn_q.hada_w1_a", "LoHa comes later"),
-    (f"diffusion_model.{PATH}.lokr_w1", "LoKr comes later"),
-    ("lora_unet_blocks_1_self_attn_q.lora_mid.weight", "middle matrix"),
+    ("lora_unet_blocks_1_self_attn_q.lora_mid.weight", "Tucker"),
+    ("lora_unet_blocks_1_self_attn_q.hada_t1", "Tucker"),
+    ("lora_unet_blocks_1_self_attn_q.lokr_t2", "Tucker"),
+    ("lora_unet_blocks_1_self_attn_q.oft_blocks", "OFT"),
     (f"transformer_2.{PATH}.lora_A.weight", "two experts"),
     (f"diffusion_model.transformer_1.{PATH}.lora_A.weight", "two experts"),
 ])

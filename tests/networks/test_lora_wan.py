@@ -6,22 +6,23 @@ import pytest
 import torch
 
 from common.errors import ConfigError, NetworkFileError
+from networks.arguments import NetworkArguments
 from networks.base import network_module, requested_conditions, split_network_args
 from networks.files import save_network
 from networks.formats import read_lora
-from networks.lora_wan import LoraArguments, create_network
+from networks.lora_wan import create_network
 from tests.networks.test_lora import trained
 from tests.networks.toy import WIDTH, toy
 
 
 def parse(*pairs):
-    return LoraArguments.parse(split_network_args(pairs))
+    return NetworkArguments.parse(split_network_args(pairs))
 
 
 def test_arguments_are_read():
     arguments = parse("rank_dropout=0.1", "module_dropout=0.2", "loraplus_lr_ratio=4", "verbose=True",
                       "exclude_patterns=['.*']", "include_patterns=['.*self_attn.*', r'.*ffn\\.0']")
-    assert arguments == LoraArguments(0.1, 0.2, 4.0, (".*self_attn.*", r".*ffn\.0"), (".*",), True)
+    assert arguments == NetworkArguments(0.1, 0.2, 4.0, (".*self_attn.*", r".*ffn\.0"), (".*",), True)
 
 
 def test_a_value_may_hold_an_equals_sign():
@@ -61,15 +62,13 @@ def test_conditions_are_told_apart_from_arguments():
                                     "rank_dropout=0.1"])
     assert requested_conditions(arguments) == {"omniavatar_add": {"audio_hidden": "16"}, "other": {}}
     assert requested_conditions({}) == {}
-    assert LoraArguments.parse(arguments) == LoraArguments(rank_dropout=0.1)
+    assert NetworkArguments.parse(arguments) == NetworkArguments(rank_dropout=0.1)
 
 
 def test_network_modules_are_found_by_name():
     import networks.lora_wan
 
     assert network_module("networks.lora_wan") is networks.lora_wan
-    with pytest.raises(ConfigError, match="comes later"):
-        network_module("networks.lokr")
     with pytest.raises(ConfigError, match="nearest: 'networks.lora_wan'"):
         network_module("networks.lora_wn")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import ConfigError
-from networks.lora_wan import ALWAYS_EXCLUDED, BLOCK_CLASSES
+from networks.sizes import ALWAYS_EXCLUDED, BLOCK_CLASSES
 from networks.targets import Patterns, find_targets
 from tests.networks.toy import toy
 

@@ -25,7 +25,7 @@ def config(**more: Any) -> TrainConfig:
     ({"sdpa": True, "flash_attn": True}, "Give one"),
     ({"timestep_sampling": "sigmod"}, "nearest: 'sigmoid'"),
     ({"min_timestep": 800, "max_timestep": 200}, "must be below"),
-    ({"network_module": "lycoris.kohya"}, "LyCORIS comes later"),
+    ({"network_module": "lycoris.kohya"}, "Use networks.lycoris_wan"),
     ({"network_args": ["rank_dropout"]}, "not of the form key=value"),
     ({"dim_from_weights": True}, "needs --network_weights"),
     ({"output_name": "a/b"}, "no plain file name"),

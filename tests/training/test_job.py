@@ -10,6 +10,8 @@ from torch import Tensor
 
 from common.features import FeatureBatch
 from dataset.batches import LoadedBatch
+from networks.ema import Ema
+from networks.layer import Dropouts
 from networks.lora_wan import create_network
 from tests.tiny_dit import tiny_dit
 from training.job import JobSettings, VideoJob, with_first_frame_shown
@@ -108,3 +110,33 @@ def test_given_frames_are_not_learned() -> None:
     louder[:, :, 0] += 100
     after = one.loss(replace(loaded, latents=louder)).per_sample
     assert (after < 100).all() and not torch.equal(before, after)
+
+
+def test_dropouts_of_the_network_repeat_with_the_batch_whatever_was_drawn_before() -> None:
+    """So that a resumed run drops what the straight one did."""
+    one = job()
+    for layer in one.network.layers.values():
+        layer.dropouts = Dropouts(activation=0.3, rank=0.3, module=0.3)
+    torch.manual_seed(1)
+    first, losses = gradients(one, [0, 1])
+    torch.manual_seed(2)
+    torch.rand(7)
+    again, same = gradients(one, [0, 1])
+    assert same == losses and torch.equal(again, first)
+    one.network.eval()
+    assert gradients(one, [0, 1])[1] != losses, "nothing was dropped; the test proves nothing"
+    one.network.train()
+    assert not torch.equal(gradients(one, [1, 0])[0], first)
+
+
+def test_the_average_takes_in_the_weights_after_the_norm_limit() -> None:
+    one = job(norm_limit=1e-3)
+    one.ema = Ema(one.network, 0.9)
+    before = {name: weight.detach().clone() for name, weight in one.network.named_parameters()}
+    one.after_step()
+    state = one.ema.state()
+    for name, weight in one.network.named_parameters():
+        expected = torch.lerp(before[name], weight.detach(), 1 - 2 / 11)
+        assert torch.allclose(state[f"average.{name}"], expected, atol=1e-7)
+    up = next(name for name in before if "lora_up" in name)
+    assert one.network.get_parameter(up).norm() < 0.9 * before[up].norm()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.errors import ConditionError
 from common.features import FeatureBatch
-from networks.lora_wan import ALWAYS_EXCLUDED, BLOCK_CLASSES
+from networks.sizes import ALWAYS_EXCLUDED, BLOCK_CLASSES
 from networks.targets import Patterns, find_targets
 from tests.tiny_dit import tiny_dit, tiny_features, tiny_inputs, tiny_variant
 from wan.conditions.omniavatar_add import AudioPack, OmniAvatarAdd, OmniAvatarSettings
