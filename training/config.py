@@ -7,6 +7,7 @@ from typing import Literal
 
 from common.config import Section, flag
 from common.errors import ConfigError
+from training.phase_settings import PhaseSection
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
 from training.state_settings import StateSection
@@ -295,6 +296,7 @@ class TrainConfig(Section):
     network: NetworkSection
     optimiser: OptimiserSection
     length: LengthSection
+    phases: PhaseSection
     showing: ShowingSection
     noise: NoiseSection
     regions: RegionSection
