@@ -314,8 +314,8 @@ def _tell_length(loop: Loop, config: TrainConfig, batches: EpochBatches) -> None
         log.warning("--%s has no effect with --timestep_sampling %s", ", --".join(idle), config.noise.timestep_sampling)
     accumulation, processes = config.length.gradient_accumulation_steps, batches.processes.count
     first = "in the first phase: " if config.phases.phases else ""
-    log.info("%sclips: %d; an epoch: %d samples, batches of each process: %d; steps: %d, epochs: %d, batches a step: %d "
-             "(accumulation %d x processes %d)", first, len(batches.clips), batches.samples_in(1), batches.per_epoch,
+    log.info("%sclips: %d; an epoch: %d samples, batches of each process: %d; steps: %d, epochs: %d, batches a step: "
+             "%d (accumulation %d x processes %d)", first, len(batches.clips), batches.samples_in(1), batches.per_epoch,
              loop.total_steps, loop.total_epochs, accumulation * processes, accumulation, processes)
 
 

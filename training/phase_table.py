@@ -73,7 +73,7 @@ def read_phases(config: TrainConfig, names: Sequence[str] | None) -> tuple[Phase
                                 "in steps too. Use --max_train_steps.")
     for key in reading.document.data:
         if key != "phases":
-            reading.problems.append(f"{reading.where(key)}: unknown key or table '{key}'{nearest(key, ['phases'])}. A "
+            reading.problems.append(f"{reading.where(key, 0)}: unknown key or table '{key}'{nearest(key, ['phases'])}. A "
                                     "file of phases has [[phases]] tables alone.")
     found = [one for index, table in _enabled(reading) if (one := _entry(index, table, reading)) is not None]
     if not reading.problems:
@@ -190,7 +190,7 @@ def _check_starts(found: Sequence[PhaseEntry], reading: _Reading) -> None:
         if after.start_step <= before.start_step:
             reading.problem(after.number - 1, "start_step",
                             f"start_step = {after.start_step}, and phase {before.number} starts at "
-                            f"{before.start_step}. Phases stand in the order in which they come, each later than the one before.")
+                            f"{before.start_step}. Phases stand in their order, each later than the one before.")
 
 
 def _within(found: Sequence[PhaseEntry], steps: int) -> tuple[PhaseEntry, ...]:

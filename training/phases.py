@@ -117,8 +117,8 @@ def _refuse_empty(names: Mapping[int, str], clips: Sequence[TrainingItem], plan:
     if empty and (is_named or not clips):
         held_out = sum(clip.item.section_index in empty for clip in plan.held_out)
         more = f" ({held_out} held out)" if held_out else ""
-        raise ConfigError(f"datasets: no clips to train on in {', '.join(empty.values())}{more}. Leave it out of this phase, or "
-                          "add clips.")
+        raise ConfigError(f"datasets: no clips to train on in {', '.join(empty.values())}{more}. Leave it out of "
+                          "this phase, or add clips.")
 
 
 def _warn(phases: Sequence[Phase], dataset: Dataset) -> None:
