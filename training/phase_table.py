@@ -73,8 +73,8 @@ def read_phases(config: TrainConfig, names: Sequence[str] | None) -> tuple[Phase
                                 "in steps too. Use --max_train_steps.")
     for key in reading.document.data:
         if key != "phases":
-            reading.problems.append(f"{reading.where(key, 0)}: unknown key or table '{key}'{nearest(key, ['phases'])}. A "
-                                    "file of phases has [[phases]] tables alone.")
+            reading.problems.append(f"{reading.where(key, 0)}: unknown key or table '{key}'{nearest(key, ['phases'])}. "
+                                    "A file of phases has [[phases]] tables alone.")
     found = [one for index, table in _enabled(reading) if (one := _entry(index, table, reading)) is not None]
     if not reading.problems:
         _check_starts(found, reading)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -291,6 +290,6 @@ def test_a_run_goes_on_in_the_phase_that_it_was_in(clips: list[TrainingItem]) ->
     recall(at_switch, first, other)
     with pytest.raises(ConfigError, match="step 7 of the saved run .* other clips, shares or settings"):
         recall(late, first, other)
-    with pytest.raises(ConfigError, match="step 3 of the saved run .* starts at 0, .* it is in a phase that starts at 2"):
+    with pytest.raises(ConfigError, match="step 3 of the saved run .* starts at 0, .* in a phase that starts at 2"):
         recall(early, first, replace(second, start_step=2))
     recall(late, replace(first, showing=Showing(audio_dropout=0.5)), second)

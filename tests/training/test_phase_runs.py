@@ -1,0 +1,142 @@
+"""Whole runs with phases on the tiny weights: what they leave, and what is refused beforehand."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+import torch
+
+from common.errors import CacheError, ConfigError
+from networks.metadata import Origin
+from precompute import ModelFiles, run
+from tests.training.runs import CLIPS, losses, prepare_data, settings
+from training import train
+from training.preflight import check, tell
+
+SHORT = """
+[[datasets]]
+name = "short"
+video_directory = "{folder}/clips"
+cache_directory = "{folder}/short"
+target_frames = [5]
+"""
+HEARING = ["conditions=omniavatar_add"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, root: Path, weights: Path) -> Path:
+    """Clips of nine frames with sound (`clips`), and of five of the same files without (`short`)."""
+    folder = tmp_path_factory.mktemp("phases")
+    more = SHORT.format(folder=folder.as_posix())
+    return prepare_data(folder, root, weights, ["latents", "text", "audio"], more=more)
+
+
+def phases(folder: Path, *tables: str) -> Path:
+    """A file of the phases that `tables` are the lines of."""
+    path = folder / "mine.toml"
+    path.write_text("\n".join(f"[[phases]]\n{one}\n" for one in tables), encoding="utf-8")
+    return path
+
+
+def test_a_run_with_phases_leaves_its_table_and_says_so_in_its_file(
+        data: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = phases(tmp_path, "start_step = 0\ndatasets = ['short']", "start_step = 3\naudio_dropout = 0.5\n"
+                   "datasets = { clips = 0.75, short = 0.25 }\ndiscrete_flow_shift = 5")
+    with caplog.at_level(logging.INFO):
+        final = train(settings(data, weights, tmp_path / "out", network_args=HEARING, phases=table,
+                               validation_count=1, max_train_steps=9))
+    assert (tmp_path / "out" / "phases.toml").read_text() == table.read_text()
+    assert f'phases = "{table}"' in (tmp_path / "out" / "settings.toml").read_text()
+    with safe_open(final or "", "pt") as file:
+        metadata = file.metadata()
+        origin = Origin.read(metadata)
+    assert origin is not None and origin.showing["phases"] == [
+        {"start_step": 0, "datasets": ["short"]},
+        {"start_step": 3, "audio_dropout": 0.5, "datasets": {"clips": 0.75, "short": 0.25}, "discrete_flow_shift": 5}]
+    assert (metadata["ss_num_epochs"], metadata["ss_epoch"]) == ("2", "2")
+    assert len(losses(tmp_path / "out")) == 9
+    lines = [line for line in caplog.messages if line.startswith("the run ")]
+    assert len(lines) == 2 and "goes over to phase 2 at step 4 (to step 9): clips 75 % (32x32x9)" in lines[1]
+    assert "1 x 32x32x5 = 8 tokens" in caplog.text and "1 x 32x32x9 = 12 tokens" in caplog.text
+
+
+def test_held_out_files_are_in_no_phase(data: Path, weights: Path, tmp_path: Path) -> None:
+    table = phases(tmp_path, "start_step = 0\nmax_tokens = 8", "start_step = 3\ndatasets = ['short']")
+    plan = check(settings(data, weights, tmp_path / "out", phases=table, validation_count=2))
+    held_out = {clip.item.content for clip in plan.held_out}
+    assert len(held_out) == 2 and [len(one.clips) for one in plan.phases] == [2 * (CLIPS - 2), CLIPS - 2]
+    assert not held_out & {clip.item.content for one in plan.phases for clip in one.clips}
+    assert {clip.frames for clip in plan.phases[0].clips} == {5} and {clip.frames for clip in plan.clips} == {5, 9}
+
+
+def test_one_phase_with_everything_trains_as_without(data: Path, weights: Path, tmp_path: Path) -> None:
+    table = phases(tmp_path, "start_step = 0")
+    plain = load_file(train(settings(data, weights, tmp_path / "plain", network_args=HEARING)) or "")
+    phased = load_file(train(settings(data, weights, tmp_path / "phased", network_args=HEARING, phases=table)) or "")
+    assert all(torch.equal(plain[key], phased[key]) for key in plain)
+
+
+def test_the_caches_of_every_phase_must_be_there_at_the_start(talking: Path, weights: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.toml"
+    more.write_text(talking.read_text(encoding="utf-8") + SHORT.format(folder=talking.parent.as_posix()).replace(
+        "/short", "/never-made"), encoding="utf-8")
+    table = phases(tmp_path, "start_step = 0\ndatasets = ['clips']", "start_step = 3\ndatasets = ['short']")
+    with pytest.raises(CacheError, match="latents: 5 missing"):
+        check(settings(more, weights, tmp_path / "out", phases=table))
+
+
+@pytest.mark.parametrize(("tables", "flags", "words"), [
+    (["start_step = 0\ndatasets = ['shorts']"], {}, r"'shorts' is no entry of .* \(nearest: 'short'\)"),
+    (["start_step = 0"], {"max_train_epochs": 2}, "--max_train_epochs with --phases"),
+    (["start_step = 0", "start_step = 2\naudio_dropout = 0.1"], {}, "phase 2: .*needs a condition that hears"),
+    (["start_step = 0", "start_step = 2\nprefix_frames = [9]"], {"network_args": HEARING},
+     "phase 2: --prefix_frames 9: .* would have no frame left to learn"),
+    (["start_step = 0\naudio_dropout = 0.9"], {"network_args": HEARING}, "phase 1: .*can be 1 at most"),
+    (["start_step = 0\nmax_tokens = 3"], {}, "phase 1: --max_tokens 3 holds not even one latent frame"),
+    (["start_step = 0\nmin_timestep = 900"], {"max_timestep": 500}, "--min_timestep 900 must be below"),
+    (["start_step = 0\ndiscrete_flow_shift = 5"], {"timestep_sampling": "uniform", "discrete_flow_shift": 1},
+     "phase 1: discrete_flow_shift has no effect with --timestep_sampling uniform"),
+])
+def test_phases_that_do_not_fit_are_refused_before_models_load(tables: list[str], flags: dict[str, Any], words: str,
+                                                              data: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check(settings(data, weights, tmp_path / "out", phases=phases(tmp_path, *tables), **flags))
+
+
+def test_a_phase_with_nothing_to_train_on_is_refused(root: Path, weights: Path, talking: Path, tmp_path: Path) -> None:
+    """Two files, one in each entry: the one that is held out leaves its entry empty."""
+    rows = [json.dumps({"video_path": f"{talking.parent.as_posix()}/clips/head_00{number}.mp4", "caption": "speaks"})
+            for number in range(2)]
+    text = "[general]\nresolution = [32, 32]\n"
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.jsonl").write_text(row + "\n", encoding="utf-8")
+        text += (f'[[datasets]]\nname = "entry{number}"\nvideo_jsonl_file = "{tmp_path.as_posix()}/{number}.jsonl"\n'
+                 f'cache_directory = "{tmp_path.as_posix()}/cache{number}"\ntarget_frames = [5]\n')
+    data = tmp_path / "data.toml"
+    data.write_text(text, encoding="utf-8")
+    models = ModelFiles(vae=weights / "Wan2.1_VAE.pth", t5=weights / "models_t5_umt5-xxl-enc-bf16.pth")
+    assert not run(["latents", "text"], data, models=models).failed
+    table = phases(tmp_path, "start_step = 0\ndatasets = ['entry0', 'entry1']")
+    with pytest.raises(ConfigError, match=r"phase 1: datasets: no clips to train on in entry\d \(1 held out\)"):
+        check(settings(data, weights, tmp_path / "out", phases=table, validation_count=1))
+    everything = check(settings(data, weights, tmp_path / "out", validation_count=1,
+                                phases=phases(tmp_path, "start_step = 0")))
+    assert len(everything.phases[0].clips) == 1
+
+
+def test_what_never_happens_is_told(data: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+                                    ) -> None:
+    table = phases(tmp_path, "start_step = 0\ndatasets = ['short']",
+                   "start_step = 2\ndatasets = {short = 1, clips = 0}", "start_step = 5000")
+    with caplog.at_level(logging.INFO):
+        plan = check(settings(data, weights, tmp_path / "out", phases=table))
+        tell(plan)
+    assert "phase 3 is never reached: it starts at 5000, the run has 5 steps" in caplog.text
+    assert "phase 2 changes nothing: its clips, shares and settings are those of phase 1" in caplog.text
+    assert "the dataset's entry 'clips' is in no phase: it is never trained on" in caplog.text
+    assert [line.split()[:2] for line in caplog.messages[-1].splitlines()] == [["phase", "steps"], ["1", "1-2"],
+                                                                              ["2", "3-5"]]
