@@ -38,7 +38,7 @@ from training.loss_plot import LossHistory
 from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import NetworkWriter, averaged
 from training.parallel import Processes
-from training.phases import PhaseLines, cuts, epochs_of, job_phases
+from training.phases import PhaseLines, cuts, epochs_of, job_phases, phases_content
 from training.preflight import Plan, timestep_settings
 from training.reports import ProgressLine, StepLog, duration
 from training.resume import Start, check_change, facts_of, find_start, make_room
@@ -94,7 +94,7 @@ def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes,
     if plan.phases:
         batches = plan.phases[0].batches(batches)
     schedule = schedule_settings(config.optimiser, loop_settings(config).totals(batches.per_epoch)[0])
-    facts = facts_of(config, batches, start.record.run_id)
+    facts = facts_of(config, batches, start.record.run_id, phases_content(plan, batches, timestep_settings(config)))
     if start.state is not None:
         check_change(start, facts, config.state)
     start = processes.from_first(lambda: make_room(start, config))

@@ -153,14 +153,17 @@ class EpochBatches:
 
     def digest(self) -> str:
         """Hash of what the order of an epoch and its batches follow from: equal on processes that train alike."""
-        shares = "" if self.shares is None else f" {sorted(self.shares.items())}"
-        return text_hash(f"{digest(self.clips)} {self.min_frames}{shares}")
+        return text_hash(f"{digest(self.clips)} {self.min_frames}{self._shares_text}")
 
     def order(self) -> str:
         """Hash of an epoch's global batches: the same for two processes with batches of one as for one with two."""
         return text_hash(repr([(clip.name, clip.item.content, clip.item.caption, clip.bucket, clip.item.repeats,
                                 clip.batch_size * self.processes.count) for clip in self.clips])
-                         + f" {self.min_frames}")
+                         + f" {self.min_frames}{self._shares_text}")
+
+    @property
+    def _shares_text(self) -> str:
+        return "" if self.shares is None else f" {sorted(self.shares.items())}"
 
     def __call__(self, epoch: int, start: int) -> Generator[LoadedBatch | None, None, None]:
         """Loaded batches from number `start` on; None where this process has no share in a short global batch."""

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 import itertools
+import json
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -64,7 +65,7 @@ class Phase:
             self.names[section]: share for section, share in self.shares.items()}}
 
     def digest(self) -> str:
-        """Hash of what is learnt in it, whenever it begins: equal where a run may go on in it."""
+        """Hash of what is learnt in it, whenever it begins."""
         return text_hash(f"{digest(self.clips)} {self.shares} {self.showing} {self.timesteps}")
 
 
@@ -144,6 +145,22 @@ def job_phases(phases: Sequence[Phase], run: EpochBatches) -> tuple[JobPhase, ..
                           batches.samples_in) for phase, batches in made)
 
 
+def phases_content(plan: "Plan", run: EpochBatches, timesteps: TimestepSettings) -> list[dict[str, Any]]:
+    """What a saved state tells of its phases, in values that JSON has; a run without phases is one.
+
+    `current_phase` finds the one of a step in it.
+    """
+    phases = [(one.start_step, one.batches(run), one.showing, one.timesteps) for one in plan.phases]
+    return [{"start_step": start, "order": batches.order(),
+             "shown": json.loads(json.dumps({**asdict(showing), **asdict(noise)}))}
+            for start, batches, showing, noise in phases or [(0, run, plan.showing, timesteps)]]
+
+
+def current_phase(content: Sequence[Mapping[str, Any]], step: int) -> Mapping[str, Any]:
+    """The part of `phases_content` that the last of `step` steps belongs to."""
+    return [one for one in content if one["start_step"] <= max(0, step - 1)][-1]
+
+
 def epochs_of(phases: Sequence[Phase], run: EpochBatches, accumulation: int) -> int:
     """Epochs that a run of these phases begins."""
     return sum(math.ceil((phase.end_step - phase.start_step) / math.ceil(phase.batches(run).per_epoch / accumulation))
@@ -194,47 +211,27 @@ def _differs(phase: Phase) -> str:
 
 
 class PhaseLines(Callback):
-    """Says where a phase begins, and in which one a run goes on; refuses to go on where other phases led there."""
-
-    state_name: ClassVar[str] = "phases"
+    """Says where a phase begins, and in which one a run goes on."""
 
     def __init__(self, phases: Sequence[Phase], patch: tuple[int, int, int]) -> None:
         self._phases, self._patch = phases, patch
-        self._step = 0
-
-    def remembered(self) -> dict[str, Any]:
-        """The phase of the last step that was done."""
-        phase = phase_at(self._phases, max(0, self._step - 1))
-        return {"step": self._step, "start_step": phase.start_step, "digest": phase.digest()}
-
-    def recall(self, values: Mapping[str, Any]) -> None:
-        """ConfigError where the phase that the saved run was in is not the same; those that come later may differ."""
-        step, start = values["step"], values["start_step"]
-        own = phase_at(self._phases, max(0, step - 1))
-        if (own.start_step, own.digest()) != (start, values["digest"]):
-            what = (f"in a phase that starts at {own.start_step}" if own.start_step != start else
-                    "in one with other clips, shares or settings")
-            raise ConfigError(f"--phases: step {step} of the saved run is in a phase that starts at {start}, and with "
-                              f"this file it is {what}. Go on with the phases.toml of the run's --output_dir; only "
-                              "phases that have not begun may be changed.")
 
     def on_start(self, run: Run) -> None:
         """Tell where the run begins."""
-        self._step = run.state.step
-        self._tell(run, "goes on in" if self._step else "begins with")
+        self._tell(run, "goes on in" if run.state.step else "begins with")
 
     def on_step(self, run: Run, report: StepReport) -> None:
         """Tell that the next step is the first of a phase."""
-        self._step = report.step
         if report.step in cuts(self._phases) and not run.is_ending:
             self._tell(run, "goes over to")
 
     def _tell(self, run: Run, verb: str) -> None:
         if not run.processes.is_main:
             return
-        phase = phase_at(self._phases, self._step)
+        step = run.state.step
+        phase = phase_at(self._phases, step)
         log.info("the run %s phase %d at step %d (to step %d): %s; differs: %s; largest batch %s%s", verb, phase.number,
-                 self._step + 1, phase.end_step, _entries(phase), _differs(phase), _largest(phase, self._patch),
+                 step + 1, phase.end_step, _entries(phase), _differs(phase), _largest(phase, self._patch),
                  _memory(run.processes.device))
 
 

@@ -37,7 +37,7 @@ RULES: Mapping[str, Rule] = {
         "save_state", "save_state_on_train_end", "save_state_every_n_steps", "save_state_every_n_minutes",
         "save_last_n_states", "explosion_factor"), Rule.FREE),
     **dict.fromkeys(("max_train_steps", "max_train_epochs", "max_grad_norm", "cuda_allow_tf32"), Rule.TOLD),
-    **dict.fromkeys(("dataset_config", "dit", "base_weights", "validation_split", "validation_count",
+    **dict.fromkeys(("dataset_config", "phases", "dit", "base_weights", "validation_split", "validation_count",
                       "validation_seed"), Rule.DATA),
     **dict.fromkeys((
         "base_weights_multiplier", "gradient_accumulation_steps", "seed", "mixed_precision", "fp8_base", "fp8_scaled",

@@ -140,3 +140,63 @@ def test_what_never_happens_is_told(data: Path, weights: Path, tmp_path: Path, c
     assert "the dataset's entry 'clips' is in no phase: it is never trained on" in caplog.text
     assert [line.split()[:2] for line in caplog.messages[-1].splitlines()] == [["phase", "steps"], ["1", "1-2"],
                                                                               ["2", "3-5"]]
+
+
+SHORT_FIRST = ("start_step = 0\ndatasets = ['short']",
+               "start_step = 3\ndatasets = { clips = 0.5, short = 0.5 }\naudio_dropout = 0.5",
+               "start_step = 12\ndatasets = ['clips']")
+
+
+def test_a_stop_in_any_phase_leaves_no_trace(data: Path, weights: Path, tmp_path: Path,
+                                             caplog: pytest.LogCaptureFixture) -> None:
+    """Weights of runs that stopped after step 2 (in an epoch), 3 (at the switch), 6 and 13, and of the straight one."""
+    flags: dict[str, Any] = {"network_args": HEARING, "phases": phases(tmp_path, *SHORT_FIRST),
+                             "num_timestep_buckets": 3, "gradient_accumulation_steps": 2}
+    straight = load_file(train(settings(data, weights, tmp_path / "straight", max_train_steps=15, **flags)) or "")
+    with caplog.at_level(logging.INFO):
+        for steps in (2, 3, 6, 13, 15):
+            final = train(settings(data, weights, tmp_path / "parts", max_train_steps=steps, **flags))
+    parts = load_file(final or "")
+    assert all(torch.equal(straight[key], parts[key]) for key in straight)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "straight")
+    for line in ("goes on in phase 1 at step 3", "goes on in phase 2 at step 4", "goes on in phase 2 at step 7",
+                 "goes over to phase 3 at step 13", "goes on in phase 3 at step 14"):
+        assert f"the run {line}" in caplog.text
+
+
+@pytest.mark.parametrize(("tables", "words"), [
+    ([SHORT_FIRST[0], SHORT_FIRST[1].replace("0.5, short = 0.5", "0.75, short = 0.25")],
+     "or the phase of step 5 are not those of the run .--resume_new_data"),
+    ([SHORT_FIRST[0], SHORT_FIRST[1].replace("start_step = 3", "start_step = 4")], "or the phase of step 5"),
+    ([SHORT_FIRST[0], SHORT_FIRST[1].replace("audio_dropout = 0.5", "audio_dropout = 0.1")],
+     "--phases: audio_dropout of step 5 was 0.5, is 0.1 .needs --resume_weights_only"),
+    ([SHORT_FIRST[0]], "or the phase of step 5"),
+])
+def test_the_phase_that_a_run_is_in_may_not_be_changed(tables: list[str], words: str, half_way: Path, data: Path,
+                                                      weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        train(settings(data, weights, half_way, network_args=HEARING, phases=phases(tmp_path, *tables),
+                       max_train_steps=7))
+
+
+@pytest.fixture
+def half_way(data: Path, weights: Path, tmp_path: Path) -> Path:
+    """Folder of a run of five steps, two of them in the second phase."""
+    train(settings(data, weights, tmp_path / "half", network_args=HEARING, phases=phases(tmp_path, *SHORT_FIRST)))
+    return tmp_path / "half"
+
+
+def test_phases_that_are_over_or_to_come_may_be_changed(half_way: Path, data: Path, weights: Path, tmp_path: Path
+                                                       ) -> None:
+    tables = [SHORT_FIRST[0].replace("short", "clips"), SHORT_FIRST[1], "start_step = 6\naudio_dropout = 0.8"]
+    flags: dict[str, Any] = {"network_args": HEARING, "phases": phases(tmp_path, *tables)}
+    train(settings(data, weights, half_way, max_train_steps=7, **flags))
+    assert len(losses(half_way)) == 7
+    tables[2] = tables[2].replace("0.8", "0.7")
+    other: dict[str, Any] = {**flags, "phases": phases(tmp_path, *tables)}
+    with pytest.raises(ConfigError, match="audio_dropout of step 7 was 0.8, is 0.7"):
+        train(settings(data, weights, half_way, max_train_steps=9, **other))
+    tables[2] = "start_step = 6\ndatasets = ['short']\naudio_dropout = 0.8"
+    other = {**flags, "phases": phases(tmp_path, *tables)}
+    train(settings(data, weights, half_way, max_train_steps=9, resume_new_data=True, **other))
+    assert len(losses(half_way)) == 9

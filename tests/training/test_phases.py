@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.errors import ConfigError
 from dataset.batches import LoadedBatch
 from dataset.plan import TrainingItem
 from networks.lora_wan import create_network
@@ -269,27 +268,3 @@ def test_the_log_tells_start_and_switch_and_where_a_run_goes_on(clips: list[Trai
     state = run(phases, steps=7).states[-1]
     assert [line[:36] for line in told(phases, steps=9, state=state)] == ["the run goes on in phase 2 at step 8"]
     assert len(told(phases, steps=5)) == 1, "a run that ends at the switch goes over to nothing"
-
-
-def test_a_run_goes_on_in_the_phase_that_it_was_in(clips: list[TrainingItem]) -> None:
-    """The phase of the saved step must be the same; those that come later may differ."""
-    def remembered(steps: int, phases: Sequence[Phase]) -> dict[str, Any]:
-        lines = PhaseLines(phases, PATCH)
-        run(phases, lines, steps=steps)
-        return lines.remembered()
-
-    def recall(values: dict[str, Any], *phases: Phase) -> None:
-        PhaseLines(phases, PATCH).recall(values)
-
-    first, second = two(clips)
-    early, at_switch, late = (remembered(steps, [first, second]) for steps in (3, 5, 7))
-    for values in (early, at_switch, late):
-        recall(values, first, second)
-    other = replace(second, shares={SMALL: 0.9, LARGE: 0.1})
-    recall(early, first, other)
-    recall(at_switch, first, other)
-    with pytest.raises(ConfigError, match="step 7 of the saved run .* other clips, shares or settings"):
-        recall(late, first, other)
-    with pytest.raises(ConfigError, match="step 3 of the saved run .* starts at 0, .* in a phase that starts at 2"):
-        recall(early, first, replace(second, start_step=2))
-    recall(late, replace(first, showing=Showing(audio_dropout=0.5)), second)
