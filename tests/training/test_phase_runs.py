@@ -200,3 +200,16 @@ def test_phases_that_are_over_or_to_come_may_be_changed(half_way: Path, data: Pa
     other = {**flags, "phases": phases(tmp_path, *tables)}
     train(settings(data, weights, half_way, max_train_steps=9, resume_new_data=True, **other))
     assert len(losses(half_way)) == 9
+
+
+def test_a_run_without_phases_may_go_on_with_some(data: Path, weights: Path, tmp_path: Path,
+                                                 caplog: pytest.LogCaptureFixture) -> None:
+    """As long as the first of them is what the run was."""
+    flags: dict[str, Any] = {"network_args": HEARING}
+    train(settings(data, weights, tmp_path / "out", max_train_steps=3, **flags))
+    with pytest.raises(ConfigError, match="or the phase of step 3 are not those of the run"):
+        train(settings(data, weights, tmp_path / "out", phases=phases(tmp_path, *SHORT_FIRST), **flags))
+    with caplog.at_level(logging.INFO):
+        train(settings(data, weights, tmp_path / "out", **flags,
+                       phases=phases(tmp_path, "start_step = 0", "start_step = 4\ndatasets = ['short']")))
+    assert len(losses(tmp_path / "out")) == 5 and "the run goes over to phase 2 at step 5" in caplog.text
