@@ -12,7 +12,7 @@ _HEADINGS = ("entry", "kind", "sources", "clips", "an epoch", "fps", "sound", "w
 
 def describe(dataset: Dataset) -> str:
     """Table of the entries, then the sources that give no clip, then the notes; a line each."""
-    lines = _table([_HEADINGS, *_rows(dataset)])
+    lines = table([_HEADINGS, *_rows(dataset)])
     for title, group in (("left out", dataset.dropped), ("cannot be read", dataset.failed)):
         lines += [f"{title}: {one.name}: {one.reason}" for one in group[:_SHOWN]]
         if len(group) > _SHOWN:
@@ -45,7 +45,8 @@ def _sound(item: Item) -> str:
     return ("own" if item.sound.is_own else "file") + (f" x{len(item.sounds)}" if item.voices else "")
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with columns below each other."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return ["  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[-1]]).rstrip()
             for row in rows]

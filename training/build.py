@@ -1,7 +1,7 @@
 """The assembly hall: from settings to a finished training run. The one file that sees every section and every room."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 import time
@@ -14,7 +14,7 @@ from common.config import to_toml
 from common.devices import Meter
 from common.dtypes import dtype_name
 from common.errors import ConfigError, NetworkFileError
-from common.fingerprint import tensors_hash
+from common.fingerprint import tensors_hash, text_hash
 from common.logs import get_logger
 from networks.base import network_module
 from networks.ema import Ema
@@ -39,6 +39,7 @@ from training.loss_plot import LossHistory
 from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import NetworkWriter, averaged
 from training.parallel import Processes
+from training.phases import PhaseLines, cuts, epochs_of, job_phases, phases_content
 from training.preflight import Plan, timestep_settings
 from training.preview_plan import prepare_previews
 from training.previews import Previews
@@ -62,6 +63,8 @@ from wan.modules.dit import WanDiT
 log = get_logger(__name__)
 
 SETTINGS_FILE = "settings.toml"
+PHASES_FILE = "phases.toml"
+"""A copy of what --phases names."""
 
 
 def train(config: TrainConfig) -> Path | None:
@@ -92,13 +95,17 @@ def train(config: TrainConfig) -> Path | None:
 def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes, accelerator: Any) -> Path:
     batches = EpochBatches(plan.clips, _seed(config), processes, config.length.max_data_loader_n_workers,
                            plan.showing.min_frames)
+    if plan.phases:
+        batches = plan.phases[0].batches(batches)
     schedule = schedule_settings(config.optimiser, loop_settings(config).totals(batches.per_epoch)[0])
-    facts = facts_of(config, batches, start.record.run_id)
+    facts = facts_of(config, batches, start.record.run_id, phases_content(plan, batches, timestep_settings(config)))
     if start.state is not None:
         check_change(start, facts, config.state)
     start = processes.from_first(lambda: make_room(start, config))
     if processes.is_main:
         write_text(config.saving.output_dir / SETTINGS_FILE, to_toml(config))
+        if config.phases.phases is not None:
+            write_text(config.saving.output_dir / PHASES_FILE, config.phases.phases.read_text(encoding="utf-8-sig"))
     processes.wait()
     meter, started = Meter(str(processes.device)), time.monotonic()
     run = assemble(config, plan, batches, schedule=schedule, processes=processes, accelerator=accelerator,
@@ -145,21 +152,25 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
     dit = load_base(config, plan, processes.device)
     network = build_network(config, plan, dit)
     if processes.count > 1:
+        phases_hash = text_hash(repr([(one.start_step, one.digest()) for one in plan.phases]))
         refuse_differences(processes, {"clips": batches.digest(), "held-out clips": digest(plan.held_out),
-                                       "initial weights": tensors_hash(network.state())})
+                                       "phases": phases_hash, "initial weights": tensors_hash(network.state())})
     job_settings = JobSettings(_seed(config), timestep_settings(config), config.noise.num_timestep_buckets,
                                config.network.scale_weight_norms, plan.showing, plan.regions)
     ema = Ema(network, config.ema.ema_decay) if config.ema.ema_decay else None
     job = VideoJob(dit, network, job_settings, epoch_batches=batches, batches_per_epoch=batches.per_epoch,
-                   samples_per_epoch=batches.samples_per_epoch, ema=ema)
+                   samples_per_epoch=batches.samples_per_epoch, phases=job_phases(plan.phases, batches), ema=ema)
     optimizer, scheduler = build_learning(config.optimiser, network, schedule)
-    settings = loop_settings(config)
+    settings = replace(loop_settings(config), cuts=cuts(plan.phases))
     total_steps, total_epochs = settings.totals(batches.per_epoch)
+    if plan.phases:
+        total_epochs = epochs_of(plan.phases, batches, settings.accumulation)
     told = {"max_train_steps": total_steps, "num_epochs": total_epochs, "num_batches_per_epoch": batches.per_epoch,
             "lr_warmup_steps": schedule.warmup_steps, "mixed_precision": dtype_name(dit.dtype),
             "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}", **_size_facts(network)}
     loop = Loop(job, optimizer=optimizer, schedule=scheduler, settings=settings, processes=processes,
                 guard=Guard(config.length.explosion_factor))
+    loop.total_epochs = total_epochs
     write = NetworkWriter(config, plan, network, optimizer=optimizer, facts=told, ema=ema,
                           started=datetime.fromisoformat(start.record.started))
     checkpoints = Checkpoints(checkpoint_plan(config), write)
@@ -175,6 +186,8 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
         ProgressLine(), LossHistory(folder, name)]
     if ema is not None:
         loop.callbacks.append(RawWeights(checkpoints.plan.final, write.raw))
+    if plan.phases:
+        loop.callbacks.append(PhaseLines(plan.phases, plan.variant.patch))
     if plan.held_out:
         loop.callbacks.append(build_validation(config, plan, job, total_steps, as_saved=as_saved))
     # Behind all whose memory it saves, and before the previews: what they break costs no state.
@@ -317,8 +330,9 @@ def _tell_length(loop: Loop, config: TrainConfig, batches: EpochBatches) -> None
     if idle:
         log.warning("--%s has no effect with --timestep_sampling %s", ", --".join(idle), config.noise.timestep_sampling)
     accumulation, processes = config.length.gradient_accumulation_steps, batches.processes.count
-    log.info("clips: %d; an epoch: %d samples, batches of each process: %d; steps: %d, epochs: %d, batches a step: %d "
-             "(accumulation %d x processes %d)", len(batches.clips), batches.samples_per_epoch, batches.per_epoch,
+    first = "in the first phase: " if config.phases.phases else ""
+    log.info("%sclips: %d; an epoch: %d samples, batches of each process: %d; steps: %d, epochs: %d, batches a step: "
+             "%d (accumulation %d x processes %d)", first, len(batches.clips), batches.samples_in(1), batches.per_epoch,
              loop.total_steps, loop.total_epochs, accumulation * processes, accumulation, processes)
 
 

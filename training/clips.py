@@ -1,6 +1,6 @@
 """The data side of a run: which features are needed, which clips there are, and their batches in order."""
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 import os
 from typing import Any
@@ -15,7 +15,7 @@ from dataset.batches import LoadedBatch, load_batch
 from dataset.config import load_dataset_config
 from dataset.open import Dataset, open_dataset
 from dataset.plan import TrainingItem, plan_training
-from dataset.sampler import BatchPlan, BatchSampler
+from dataset.sampler import BatchPlan, BatchSampler, MixedSampler
 from training.config import DataSection
 from training.parallel import Processes
 from training.prefetch import prefetched
@@ -126,11 +126,16 @@ class EpochBatches:
     workers: int = 0
     min_frames: int | None = None
     """Shortest random length; None: clips are shown whole."""
+    shares: Mapping[int, float] | None = None
+    """How likely a batch is to come from each entry (`section_index`); None: an epoch shows every clip once."""
 
     def sampler(self, epoch: int, start: int = 0) -> BatchSampler:
         """Order of an epoch's batches."""
-        return BatchSampler(self.clips, seed=self.seed, epoch=epoch, world_size=self.processes.count,
-                            rank=self.processes.rank, start_at=start, min_frames=self.min_frames)
+        order: dict[str, Any] = {"seed": self.seed, "epoch": epoch, "world_size": self.processes.count,
+                                 "rank": self.processes.rank, "start_at": start, "min_frames": self.min_frames}
+        if self.shares is None:
+            return BatchSampler(self.clips, **order)
+        return MixedSampler(self.clips, self.shares, **order)
 
     @property
     def per_epoch(self) -> int:
@@ -139,18 +144,26 @@ class EpochBatches:
 
     @property
     def samples_per_epoch(self) -> int:
-        """Samples in an epoch, over all processes, repeats included."""
+        """Samples in an epoch that shows every clip, over all processes, repeats included."""
         return sum(clip.item.repeats for clip in self.clips)
+
+    def samples_in(self, epoch: int) -> int:
+        """Samples of one epoch, over all processes: with `shares` epochs differ."""
+        return self.samples_per_epoch if self.shares is None else self.sampler(epoch).samples
 
     def digest(self) -> str:
         """Hash of what the order of an epoch and its batches follow from: equal on processes that train alike."""
-        return text_hash(f"{digest(self.clips)} {self.min_frames}")
+        return text_hash(f"{digest(self.clips)} {self.min_frames}{self._shares_text}")
 
     def order(self) -> str:
         """Hash of an epoch's global batches: the same for two processes with batches of one as for one with two."""
         return text_hash(repr([(clip.name, clip.item.content, clip.item.caption, clip.bucket, clip.item.repeats,
                                 clip.batch_size * self.processes.count) for clip in self.clips])
-                         + f" {self.min_frames}")
+                         + f" {self.min_frames}{self._shares_text}")
+
+    @property
+    def _shares_text(self) -> str:
+        return "" if self.shares is None else f" {sorted(self.shares.items())}"
 
     def __call__(self, epoch: int, start: int) -> Generator[LoadedBatch | None, None, None]:
         """Loaded batches from number `start` on; None where this process has no share in a short global batch."""

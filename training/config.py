@@ -8,6 +8,7 @@ from typing import Literal
 from common.config import Section, flag
 from common.errors import ConfigError
 from training.ema_settings import EmaSection
+from training.phase_settings import PhaseSection
 from training.preview_settings import PreviewSection
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
@@ -301,6 +302,7 @@ class TrainConfig(Section):
     optimiser: OptimiserSection
     ema: EmaSection
     length: LengthSection
+    phases: PhaseSection
     showing: ShowingSection
     noise: NoiseSection
     regions: RegionSection

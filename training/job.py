@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 from jaxtyping import Float
 import torch
@@ -38,33 +39,67 @@ class JobSettings:
     regions: RegionWeights | None = None
 
 
+@dataclass(frozen=True)
+class JobPhase:
+    """What is learnt from a step on: which batches, how they are shown, at which noise."""
+
+    start_step: int
+    """Optimiser steps that are done when it begins."""
+    showing: Showing
+    timesteps: TimestepSettings
+    epoch_batches: Callable[[int, int], Generator[LoadedBatch | None, None, None]]
+    batches_per_epoch: int
+    samples_in: Callable[[int], int]
+    """Samples of an epoch (by its number), over all processes."""
+
+
+class HasStart(Protocol):
+    """Something that holds from a step on."""
+
+    @property
+    def start_step(self) -> int:
+        """Optimiser steps that are done when it begins."""
+
+
+Started = TypeVar("Started", bound=HasStart)
+
+
+def phase_at(phases: Sequence[Started], step: int) -> Started:
+    """The one of `phases` (the first from step 0, ascending) that holds once `step` optimiser steps are done."""
+    return [one for one in phases if one.start_step <= step][-1]
+
+
 class VideoJob:
     """A `training.loop.Job`: batches of cached clips, the flow-matching loss of the DiT on them."""
 
     def __init__(self, dit: WanDiT, network: Network, settings: JobSettings, *,
                  epoch_batches: Callable[[int, int], Generator[LoadedBatch | None, None, None]],
-                 batches_per_epoch: int, samples_per_epoch: int, ema: Ema | None = None) -> None:
+                 batches_per_epoch: int, samples_per_epoch: int, phases: Sequence[JobPhase] = (), ema: Ema | None = None
+                 ) -> None:
+        """`phases` take the place of the batches, and of what `settings` say of showing and noise levels."""
         self.ema = ema
         self.dit, self.network, self.settings = dit, network, settings
         self.conditions: Mapping[str, Condition] = dict(network.conditions.items())  # type: ignore[arg-type]
         self.parameters: Sequence[nn.Parameter] = [p for p in network.parameters() if p.requires_grad]
-        self.batches_per_epoch = batches_per_epoch
-        self._samples_per_epoch = samples_per_epoch
-        self._epoch_batches = epoch_batches
+        self._phases = tuple(phases) or (JobPhase(0, settings.showing, settings.timesteps, epoch_batches,
+                                                  batches_per_epoch, lambda epoch: samples_per_epoch),)
+        self._phase = self._phases[0]
+        self.batches_per_epoch = self._phase.batches_per_epoch
         self._epoch = 0
         self._uniforms: Tensor | None = None
 
     def begin_epoch(self, epoch: int, step: int) -> int:
-        """Batches of each process in `epoch`."""
-        return self.batches_per_epoch
+        """Batches of each process in `epoch`, which belongs to the phase that it begins in."""
+        self._phase = phase_at(self._phases, step)
+        return self._phase.batches_per_epoch
 
     def batches(self, epoch: int, start: int) -> Generator[LoadedBatch | None, None, None]:
         """This process's batches of `epoch`; None where it has no part in a short one."""
         self._epoch = epoch
         if self.settings.timestep_buckets is not None:
-            self._uniforms = stratified_uniforms(self._samples_per_epoch, self.settings.timestep_buckets,
+            self._uniforms = stratified_uniforms(self._phase.samples_in(epoch), self.settings.timestep_buckets,
                                                  seed=self.settings.seed, epoch=epoch)
-        return self._epoch_batches(epoch, start)
+        return self._phase.epoch_batches(epoch, start)
 
     def loss(self, batch: LoadedBatch) -> BatchLoss:
         """Sum of the samples' weighted losses."""
@@ -74,7 +109,7 @@ class VideoJob:
         latents, features = self.shown_in_training(batch)
         regions = self.settings.regions
         weight = regions and regions.of(features, batch.positions, seed=self.settings.seed, epoch=self._epoch)
-        (result,) = self.steps(latents, features, draws, self.settings.timesteps, (weight,))
+        (result,) = self.steps(latents, features, draws, self._phase.timesteps, (weight,))
         return BatchLoss(result.loss, result.weight * result.sample_losses, tuple(one.name for one in batch.items))
 
     def shown(self, batch: LoadedBatch) -> tuple[Float[Tensor, "B C F H W"], FeatureBatch]:
@@ -85,8 +120,8 @@ class VideoJob:
         return latents, features
 
     def shown_in_training(self, batch: LoadedBatch) -> tuple[Float[Tensor, "B C F H W"], FeatureBatch]:
-        """The same with the given frames and dropouts that are drawn for each sample (`JobSettings.showing`)."""
-        showing, place = self.settings.showing, Place(batch.positions, self.settings.seed, self._epoch)
+        """The same with the given frames and dropouts that are drawn for each sample (`Showing`)."""
+        showing, place = self._phase.showing, Place(batch.positions, self.settings.seed, self._epoch)
         latents, features = self._loaded(batch)
         if self.starts_from_picture:
             counts = prefix_counts(showing, place, latents.shape[2])

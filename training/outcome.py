@@ -88,12 +88,12 @@ def _spec(saving: SavingSection, config: TrainConfig, plan: Plan) -> ModelSpec:
     if saving.metadata_reso is not None:
         numbers = [int(part) for part in saving.metadata_reso.replace("x", ",").split(",")]
         width, height = numbers[0], numbers[-1]
-    noise = timestep_settings(config)
-    limited = (noise.min_timestep, noise.max_timestep) != (0.0, 1000.0)
+    noise = [phase.timesteps for phase in plan.phases] or [timestep_settings(config)]
+    times = min(one.min_timestep for one in noise), max(one.max_timestep for one in noise)
     return ModelSpec(title=saving.metadata_title or saving.output_name, resolution=(width, height),
                      author=saving.metadata_author, description=saving.metadata_description,
                      license=saving.metadata_license, tags=saving.metadata_tags,
-                     timestep_range=(noise.min_timestep, noise.max_timestep) if limited else None,
+                     timestep_range=times if times != (0.0, 1000.0) else None,
                      architecture=saving.metadata_arch or ARCHITECTURE)
 
 
@@ -106,14 +106,16 @@ def origin_of(config: TrainConfig, plan: Plan) -> Origin:
 
 
 def _showing(plan: Plan) -> dict[str, Any]:
-    """Settings, weights of the loss in face and mouth, and what stood for a dropped caption, and for dropped sound by
-    condition."""
-    facts = plan.showing.facts()
+    """Settings, phases, weights of the loss in face and mouth, and what stood for a dropped caption, and for dropped
+    sound by condition."""
+    facts, shown = plan.showing.facts(), [plan.showing, *(phase.showing for phase in plan.phases)]
+    if plan.phases:
+        facts["phases"] = [phase.facts() for phase in plan.phases]
     if plan.regions is not None:
         facts["regions"] = {name: value for name, value in asdict(plan.regions).items() if value is not None}
-    if plan.showing.needs_null_text:
+    if any(one.needs_null_text for one in shown):
         facts["null_text"] = _encoders(plan)["text"]["options"].get(NULL, "")
-    if plan.showing.needs_null_sound:
+    if any(one.needs_null_sound for one in shown):
         facts["null_audio"] = {name: condition.settings.null for name, condition in plan.conditions.items()
                                if SOUND in condition.features}
     return facts

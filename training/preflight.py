@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +27,9 @@ from training.checkpoints import check_writable
 from training.clips import find_clips, find_dataset, hold_out, read_one, require_null_text
 from training.config import NetworkSection, TrainConfig
 from training.optimizers import optimizer_class, parse_arguments
+from training.phase_table import PhaseEntry, read_phases
+from training.phases import Phase, plan_phases
+from training.phases import describe as describe_phases
 from training.regions import RegionWeights, masked_clips, needed_masks, region_weights
 from training.schedules import SCHEDULES, ScheduleSettings, check_schedule
 from training.showing import Showing, resolve
@@ -69,6 +72,8 @@ class Plan:
     """Given frames, dropouts and lengths."""
     regions: RegionWeights | None = None
     """Weights of the loss in face and mouth."""
+    phases: tuple[Phase, ...] = ()
+    """Where `--phases` is given: what takes the place of `clips` and `showing` from which step on."""
 
 
 @dataclass
@@ -76,12 +81,12 @@ class _Problems:
     found: list[UserError] = field(default_factory=list)
 
     @contextmanager
-    def collected(self) -> Iterator[None]:
-        """Note a UserError and go on behind the block."""
+    def collected(self, prefix: str = "") -> Iterator[None]:
+        """Note a UserError, with `prefix` before its text, and go on behind the block."""
         try:
             yield
         except UserError as error:
-            self.found.append(error)
+            self.found.append(type(error)(f"{prefix}{error}") if prefix else error)
 
     def raise_found(self) -> None:
         """Raise what was noted; a single error as it is."""
@@ -101,6 +106,7 @@ def check(config: TrainConfig) -> Plan:
     arguments: dict[str, str] = {}
     wanted: dict[str, dict[str, str]] = {}
     start = merge = model = dataset = None
+    table: tuple[PhaseEntry, ...] = ()
     is_stored_in_fp8 = False
     showing = Showing()
     with problems.collected():
@@ -112,6 +118,8 @@ def check(config: TrainConfig) -> Plan:
         model, is_stored_in_fp8 = _look_at_base(config)
     with problems.collected():
         dataset = find_dataset(config.data, model.variant.spatial_multiple if model else 16)
+    with problems.collected():
+        table = read_phases(config, [one.name for one in dataset.config.sections] if dataset else None)
     if model is not None:
         with problems.collected():
             network_module(config.network.network_module).check_arguments(
@@ -128,7 +136,7 @@ def check(config: TrainConfig) -> Plan:
         raise ConfigError(f"network_args: {rate} is a learning rate of conditions, and this run trains none. "
                           "Add conditions=omniavatar_add, or leave it out.")
     features += needed_masks(config.regions, dataset)
-    clips = find_clips(dataset, task, features, require_sources=config.data.require_sources)
+    clips = whole = find_clips(dataset, task, features, require_sources=config.data.require_sources)
     if showing.max_tokens is not None:
         clips = within_budget(clips, showing.max_tokens, model.variant.patch, needs_end=task.family == "flf2v")
     conditions = _build_conditions(wanted, clips, model.variant)
@@ -140,9 +148,23 @@ def check(config: TrainConfig) -> Plan:
     if start is not None:
         start = start.relative_to(lambda name: read_parameters(config.data.dit, [name])[name])
         load_conditions(conditions, start.conditions, start.path)
-    return Plan(task=task, variant=model.variant, arguments=arguments, conditions=conditions, dataset=dataset,
+    plan = Plan(task=task, variant=model.variant, arguments=arguments, conditions=conditions, dataset=dataset,
                 clips=clips, held_out=held_out, merge=merge, start=start, is_stored_in_fp8=is_stored_in_fp8,
                 showing=showing, regions=region_weights(config.regions))
+    return with_phases(plan, table, whole, timestep_settings(config))
+
+
+def with_phases(plan: Plan, table: Sequence[PhaseEntry], whole: Sequence[TrainingItem], timesteps: TimestepSettings
+                ) -> Plan:
+    """The plan with the phases of `table`, each looked at as the run itself is; `whole` as in `plan_phases`."""
+    phases, problems = plan_phases(table, plan, whole, timesteps), _Problems()
+    for phase in phases:
+        with problems.collected(f"phase {phase.number}: "):
+            _refuse_cut_ends(phase.showing.min_frames is not None, plan.task)
+        with problems.collected(f"phase {phase.number}: "):
+            check_showing(phase.showing, plan.dataset, phase.clips, plan.conditions)
+    problems.raise_found()
+    return replace(plan, phases=phases)
 
 
 def _check_settings(config: TrainConfig, problems: _Problems) -> None:
@@ -162,12 +184,16 @@ def _check_settings(config: TrainConfig, problems: _Problems) -> None:
             raise ConfigError(f"--ema_decay {config.ema.ema_decay:g}: {settings.optimizer_type} averages its weights "
                               "itself. Leave one of the two out.")
     with problems.collected():
-        if config.showing.random_length and find_task(config.data.task).family == "flf2v":
-            raise ConfigError(f"--random_length cuts the end of a clip, and --task {config.data.task} is given its "
-                              "last frame. Leave it out.")
+        _refuse_cut_ends(config.showing.random_length, find_task(config.data.task))
     with problems.collected():
         if settings.lr_scheduler not in SCHEDULES:
             check_schedule(ScheduleSettings(name=settings.lr_scheduler))
+
+
+def _refuse_cut_ends(has_random_length: bool, task: Task) -> None:
+    if has_random_length and task.family == "flf2v":
+        raise ConfigError(f"--random_length cuts the end of a clip, and --task {task.name} is given its last frame. "
+                          "Leave it out.")
 
 
 def check_showing(showing: Showing, dataset: Dataset, clips: Sequence[TrainingItem],
@@ -200,6 +226,8 @@ def tell(plan: Plan) -> None:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         log.info("held out, never trained on: %d media files (clips: %d): %s%s", len(names), len(plan.held_out),
                  ", ".join(names[:_SHOWN]), more)
+    if plan.phases:
+        log.info("%s", describe_phases(plan.phases, plan.variant.patch))
     if plan.merge is not None:
         for report in plan.merge.reports():
             log.info("merged into the base: %s", report.text())

@@ -1,6 +1,6 @@
 """What a start does in a folder where its run has been before: begin, go on, or say that there is nothing to do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 import os
@@ -16,7 +16,8 @@ from common.fingerprint import weights_fingerprint
 from common.logs import get_logger
 from training.clips import EpochBatches
 from training.config import TrainConfig
-from training.resume_rules import RULES, Rule, refusals, told
+from training.phases import current_phase
+from training.resume_rules import RULES, Rule, changed, refusals, told
 from training.run_record import FILE, RunRecord, read_record
 from training.state_settings import StateSection
 from training.states import SavedState, clear_newer, newest_whole, read_state, sweep
@@ -161,14 +162,19 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def facts_of(config: TrainConfig, batches: EpochBatches, run_id: str) -> dict[str, Any]:
-    """What a state tells of the run that wrote it, to be compared when it is gone on from."""
+def facts_of(config: TrainConfig, batches: EpochBatches, run_id: str, phases: Sequence[Mapping[str, Any]] = ()
+             ) -> dict[str, Any]:
+    """What a state tells of the run that wrote it, to be compared when it is gone on from.
+
+    `phases` are its `phases_content`.
+    """
     import torch
 
     from common.version import VERSION
 
     return {"run_id": run_id, "name": config.saving.output_name, "settings": plain_values(config),
             "content": {"dit": weights_fingerprint([config.data.dit]), "dataset_config": batches.order(),
+                        "phases": list(phases),
                         "base_weights": [weights_fingerprint([path]) for path in config.data.base_weights]},
             "processes": batches.processes.count, "versions": {"omnituner": VERSION, "torch": torch.__version__}}
 
@@ -179,7 +185,8 @@ def check_change(start: Start, facts: Mapping[str, Any], settings: StateSection)
     before, now = start.state.facts, facts
     problems = refusals(before["settings"], now["settings"], weights_only=start.weights_only)
     if not start.weights_only:
-        problems += _other_content(before["content"], now["content"], settings)
+        problems += _other_content(before["content"], now["content"])
+        problems += _other_phase(before, now, start.state.step, settings)
     raise_all(problems, ConfigError, f"{start.state.path.name} was made with other settings. Start with those "
               "(settings.toml in --output_dir holds them), or begin a run of another --output_name, or anew with "
               "--force; where it says so, --resume_weights_only takes the weights alone")
@@ -190,19 +197,31 @@ def check_change(start: Start, facts: Mapping[str, Any], settings: StateSection)
                     now["processes"], before["processes"])
 
 
-def _other_content(before: Mapping[str, Any], now: Mapping[str, Any], settings: StateSection) -> list[str]:
+def _other_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     problems = []
     if before["dit"] != now["dit"]:
         problems.append("--dit is another file: its content differs from the one that the run began with")
     if before["base_weights"] != now["base_weights"]:
         problems.append("--base_weights are other files")
-    if before["dataset_config"] != now["dataset_config"]:
+    return problems
+
+
+def _other_phase(before: Mapping[str, Any], now: Mapping[str, Any], step: int, settings: StateSection) -> list[str]:
+    """Other clips, or another way to show them, in the phase that the run is in; those that come later may differ."""
+    problems = []
+    old, new = (current_phase(one["content"].get("phases") or [
+        {"start_step": 0, "order": one["content"]["dataset_config"], "shown": {}}], step) for one in (before, now))
+    has_phases = bool(before["settings"].get("phases") or now["settings"].get("phases"))
+    what = "the training clips, their batch size or the number of processes" + (
+        f", or the phase of step {step}" if has_phases else "")
+    if (old["start_step"], old["order"]) != (new["start_step"], new["order"]):
         if settings.resume_new_data:
-            log.warning("the training clips, their batch size or the number of processes changed: a new epoch begins "
-                        "with what is there now")
+            log.warning("%s changed: a new epoch begins with what is there now", what)
         else:
-            problems.append("the training clips, their batch size or the number of processes are not those of the run "
-                            "(--resume_new_data accepts them and begins a new epoch)")
+            problems.append(f"{what} are not those of the run (--resume_new_data accepts them and begins a new epoch)")
+    if has_phases:
+        problems += [f"--phases: {name} of step {step} was {before_}, is {after} ({Rule.FRESH.value})"
+                     for name, (before_, after) in changed(old["shown"], new["shown"]).items()]
     return problems
 
 

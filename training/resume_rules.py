@@ -39,7 +39,7 @@ RULES: Mapping[str, Rule] = {
         "sample_at_first", "sample_held_out", "sample_infer_steps", "vae", "t5", "tokenizer", "clip", "wav2vec",
         "vae_dtype", "t5_dtype", "clip_dtype"), Rule.FREE),
     **dict.fromkeys(("max_train_steps", "max_train_epochs", "max_grad_norm", "cuda_allow_tf32"), Rule.TOLD),
-    **dict.fromkeys(("dataset_config", "dit", "base_weights", "validation_split", "validation_count",
+    **dict.fromkeys(("dataset_config", "phases", "dit", "base_weights", "validation_split", "validation_count",
                       "validation_seed"), Rule.DATA),
     **dict.fromkeys((
         "base_weights_multiplier", "gradient_accumulation_steps", "seed", "mixed_precision", "fp8_base", "fp8_scaled",

@@ -110,19 +110,27 @@ def _flatten(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[t
             yield (*path, key), value
 
 
-def _build(cls: type[S], values: Mapping[str, Any], origins: Mapping[str, str], problems: list[str], heading: str) -> S:
+def check_values(cls: type[S], values: Mapping[str, Any], origins: Mapping[str, str], problems: list[str]) -> S | None:
+    """Settings from flat flag names; None where something is wrong, which is added to `problems`.
+
+    `origins` tells where a value stands (file and line), for the sentence about it.
+    """
     fields = {field.name: field for field in flags_of(cls)}
     nested: dict[str, Any] = {}
     for name, value in values.items():
         table = _table(nested, fields[name].path)
         table[name] = _as_choice(fields[name], value)
     _open_sections(cls, nested)
-    settings = None
     try:
-        settings = cls.model_validate(nested)
+        return cls.model_validate(nested)
     except pydantic.ValidationError as error:
         for fault in error.errors():
             problems += _sentences(fault, fields, origins)
+    return None
+
+
+def _build(cls: type[S], values: Mapping[str, Any], origins: Mapping[str, str], problems: list[str], heading: str) -> S:
+    settings = check_values(cls, values, origins, problems)
     raise_all(problems, ConfigError, os.path.basename(heading))
     assert settings is not None
     return settings
