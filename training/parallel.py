@@ -1,6 +1,6 @@
 """Gradients in one flat bucket: summed over processes, divided by the samples of all of them, clipped."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,8 @@ class StepTotals:
     """Norm of the mean gradient, before clipping."""
     is_to_stop: bool = False
     """Whether any process was asked to stop."""
+    also: tuple[float, ...] = ()
+    """Numbers of this process that were read in the same wait."""
 
 
 class GradientBucket:
@@ -84,8 +86,11 @@ class GradientBucket:
         """Have `reduce` tell every process to stop after this step."""
         self._flat[-3] = 1
 
-    def reduce(self, max_grad_norm: float = 0.0) -> StepTotals:
-        """Sum over processes, divide by the samples, clip to `max_grad_norm` (0: not), and report."""
+    def reduce(self, max_grad_norm: float = 0.0, *, also: Sequence[Tensor] = ()) -> StepTotals:
+        """Sum over processes, divide by the samples, clip to `max_grad_norm` (0: not), and report.
+
+        `also` are vectors of this process that are read with the report, so that they cost no wait of their own.
+        """
         if self.processes.count > 1:
             dist.all_reduce(self._flat)
         samples = self._flat[-1].clone()
@@ -94,8 +99,9 @@ class GradientBucket:
         norm = gradients.norm()
         if max_grad_norm > 0:
             gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        stop, loss, count, size = torch.stack([self._flat[-3], self._flat[-2], samples, norm]).tolist()
-        return StepTotals(loss=loss, samples=int(count), grad_norm=size, is_to_stop=stop > 0)
+        told = torch.stack([self._flat[-3], self._flat[-2], samples, norm])
+        stop, loss, count, size, *more = torch.cat([told, *(one.to(told) for one in also)]).tolist()
+        return StepTotals(loss=loss, samples=int(count), grad_norm=size, is_to_stop=stop > 0, also=tuple(more))
 
 
 def _aligned(numbers: int) -> int:
