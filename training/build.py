@@ -31,17 +31,16 @@ from training.launch import (
     with_seed,
 )
 from training.loop import Loop, LoopSettings
-from training.loss_plot import LossHistory
 from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import averaged, network_writer
 from training.parallel import Processes
 from training.preflight import Plan, timestep_settings
-from training.reports import ProgressLine, StepLog, duration
+from training.reports import duration
 from training.schedules import ScheduleSettings, build_custom_scheduler, build_scheduler, check_schedule, parse_steps
 from training.timestep_plot import as_text, save_image
 from training.timesteps import unread_settings
-from training.trackers import Trackers, plain_settings
 from training.validation import Validation, ValidationSettings, chosen, default_distance
+from training.watching import run_summary, watchers
 import wan
 from wan.memory.checkpointing import enable_checkpointing
 from wan.memory.fp8 import Fp8Settings
@@ -110,14 +109,14 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
     facts = {"max_train_steps": total_steps, "num_epochs": total_epochs, "num_batches_per_epoch": batches.per_epoch,
              "lr_warmup_steps": schedule.warmup_steps, "mixed_precision": dtype_name(dit.dtype),
              "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}", **_size_facts(network)}
-    checkpoints = Checkpoints(checkpoint_plan(config), network_writer(config, plan, network, optimizer=optimizer,
-                                                                      facts=facts))
+    write = network_writer(config, plan, network, optimizer=optimizer, facts=facts)
+    checkpoints = Checkpoints(checkpoint_plan(config), write)
     callbacks: list[Callback] = [
-        checkpoints, StepLog(config.saving.output_dir, config.saving.output_name),
-        Trackers(accelerator, config.logging, plain_settings(config)), ProgressLine(),
-        LossHistory(config.saving.output_dir, config.saving.output_name)]
+        checkpoints, *watchers(config, plan, checkpoints.plan, write=write, accelerator=accelerator)]
     if plan.held_out:
         callbacks.append(build_validation(config, plan, job, total_steps, as_saved=lambda: averaged(optimizer)))
+    callbacks.append(run_summary(config, plan, checkpoints.plan, callbacks=callbacks, processes=processes.count,
+                                 trained=sum(parameter.numel() for parameter in job.parameters)))
     return Loop(job, optimizer=optimizer, schedule=scheduler, settings=settings, processes=processes,
                 callbacks=callbacks), checkpoints
 
