@@ -35,7 +35,6 @@ from training.launch import (
     with_seed,
 )
 from training.loop import Loop, LoopSettings
-from training.loss_plot import LossHistory
 from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import NetworkWriter, averaged
 from training.parallel import Processes
@@ -44,7 +43,7 @@ from training.preflight import Plan, timestep_settings
 from training.preview_plan import prepare_previews
 from training.previews import Previews
 from training.raw_weights import RawWeights
-from training.reports import ProgressLine, StepLog, duration
+from training.reports import duration
 from training.resume import Start, check_change, facts_of, find_start, make_room
 from training.run_record import RecordKeeper
 from training.schedules import ScheduleSettings, build_custom_scheduler, build_scheduler, check_schedule, parse_steps
@@ -53,8 +52,8 @@ from training.state_keeper import StateKeeper, StatePlan
 from training.state_settings import StateSection
 from training.timestep_plot import as_text, save_image
 from training.timesteps import unread_settings
-from training.trackers import Trackers, plain_settings
 from training.validation import Validation, ValidationSettings, chosen, default_distance
+from training.watching import run_summary, watchers
 import wan
 from wan.memory.checkpointing import enable_checkpointing
 from wan.memory.fp8 import Fp8Settings
@@ -180,10 +179,7 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
     def as_saved() -> Any:
         return averaged(optimizer, ema)
 
-    folder, name = config.saving.output_dir, config.saving.output_name
-    loop.callbacks += [
-        checkpoints, StepLog(folder, name), Trackers(accelerator, config.logging, plain_settings(config)),
-        ProgressLine(), LossHistory(folder, name)]
+    loop.callbacks += [checkpoints, *watchers(config, plan, checkpoints.plan, write=write, accelerator=accelerator)]
     if ema is not None:
         loop.callbacks.append(RawWeights(checkpoints.plan.final, write.raw))
     if plan.phases:
@@ -194,7 +190,10 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
     loop.callbacks.append(StateKeeper(state_plan(config), snapshot, facts))
     if previews is not None:
         loop.callbacks.append(Previews(previews, dit=dit, network=network, as_saved=as_saved))
-    loop.callbacks.append(RecordKeeper(folder, start.record))
+    loop.callbacks += [
+        RecordKeeper(config.saving.output_dir, start.record),
+        run_summary(config, plan, checkpoints.plan, callbacks=loop.callbacks, processes=processes.count,
+                    trained=sum(parameter.numel() for parameter in job.parameters))]
     return Assembled(loop, snapshot, checkpoints.plan.final)
 
 

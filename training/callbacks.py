@@ -59,6 +59,8 @@ class StepReport:
     samples: int
     is_state_due: bool = False
     """Whether the first process wants the state saved now (by the clock, or because a file `save` asked for it)."""
+    drawn: tuple[tuple[float, float], ...] = ()
+    """(noise level, loss) of each sample of this process alone, where the job tells its noise levels."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,16 @@ class AudioGap:
 
 
 @dataclass(frozen=True)
+class LevelFigures:
+    """Figures of the held-out clips at one noise level."""
+
+    sigma: float
+    loss: float
+    gap: float | None = None
+    """Audio gap over the clips that can be compared."""
+
+
+@dataclass(frozen=True)
 class ValidationReport:
     """Figures of the held-out clips as the network is at `step`, the same on every process."""
 
@@ -99,6 +111,8 @@ class ValidationReport:
     note: str
     """Clips that are not in `audio`, and why."""
     seconds: float
+    by_sigma: tuple[LevelFigures, ...] = ()
+    """The same figures at each noise level, in the order of the settings."""
 
     @property
     def words(self) -> str:
@@ -110,6 +124,15 @@ class ValidationReport:
         if self.audio.null_gap is not None:
             parts.append(f"without sound {self.audio.null_gap:+.3g}")
         return ", ".join(parts) + (f" (not compared: {self.note})" if self.note else "")
+
+    @property
+    def table(self) -> str:
+        """The figures by noise level: a line of levels, one of losses, one of gaps where there are any."""
+        rows = [("noise level", [f"{one.sigma:g}" for one in self.by_sigma]),
+                ("held-out loss", [f"{one.loss:.4f}" for one in self.by_sigma])]
+        if any(one.gap is not None for one in self.by_sigma):
+            rows.append(("audio gap", ["" if one.gap is None else f"{one.gap:+.3g}" for one in self.by_sigma]))
+        return "\n".join(f"  {name:<13}" + "".join(f"{cell:>10}" for cell in cells) for name, cells in rows)
 
 
 class Outcome(Enum):

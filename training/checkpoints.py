@@ -40,6 +40,11 @@ class CheckpointPlan:
         """``{name}.safetensors``"""
         return self.folder / f"{self.name}.safetensors"
 
+    @property
+    def best(self) -> Path:
+        """``{name}-best.safetensors``"""
+        return self.folder / f"{self.name}-best.safetensors"
+
 
 class Checkpoints(Callback):
     """Writes checkpoints on the first process. `write(path, state)` must leave a whole file or none."""
@@ -72,7 +77,7 @@ class Checkpoints(Callback):
     def on_epoch(self, run: Run) -> None:
         """Write every `every_epochs` epochs; the last epoch is written once, as the final file."""
         epoch = run.state.epoch
-        if not self.plan.every_epochs or epoch % self.plan.every_epochs or run.state.step >= run.total_steps:
+        if not self.plan.every_epochs or epoch % self.plan.every_epochs or run.is_ending:
             return
         self._save(run, self.plan.at_epoch(epoch))
         self._epochs[epoch] = self.plan.at_epoch(epoch)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import os
 from typing import Any
 
-from common.errors import CacheError, ConfigError
+from common.errors import CacheError
 from common.features import FeatureSpec
 from common.fingerprint import text_hash
 from common.logs import get_logger
@@ -87,28 +87,6 @@ def require_null_text(dataset: Dataset, clips: Sequence[TrainingItem]) -> None:
                          f"cached '{TEXT.name}' holds no tensor '{NULL}' to stand for them: an older version made it. "
                          f"Run: python {TEXT.command} --dataset_config \"{dataset.path}\" --t5 … (or train with "
                          "--text_dropout 0 --audio_text_dropout 0).")
-
-
-def hold_out(clips: Sequence[TrainingItem], *, share: float, count: int | None, seed: int
-             ) -> tuple[list[TrainingItem], list[TrainingItem]]:
-    """(clips to train on, clips to measure on), each in the order of `clips`.
-
-    Media items are held out whole, with every clip that is cut from them: `count` of them, or `share` of them (rounded,
-    and at least one), or none. They are those whose content, hashed with `seed`, comes first, so neither other files
-    nor the order of the dataset bring an item to the other side, but for those that give way to added ones. Copies of a
-    file are one item. Raises ConfigError where nothing would be left to train on.
-    """
-    contents = {clip.item.content: clip.item.name for clip in clips}
-    wanted = count if count is not None else max(1, round(share * len(contents))) if share else 0
-    if wanted and wanted >= len(contents):
-        flag = f"--validation_count {count}" if count is not None else f"--validation_split {share:g}"
-        raise ConfigError(f"{flag}: the dataset has {len(contents)} media "
-                          f"{'item' if len(contents) == 1 else 'items'} ({', '.join([*contents.values()][:4])}), and "
-                          f"{wanted} would be held out: nothing is left to train on. Hold out fewer, or add clips.")
-    order = sorted(contents, key=lambda content: text_hash(f"{seed}/{content}"))
-    held_out = set(order[:wanted])
-    return ([clip for clip in clips if clip.item.content not in held_out],
-            [clip for clip in clips if clip.item.content in held_out])
 
 
 def read_one(clip: TrainingItem) -> LoadedBatch:

@@ -7,12 +7,14 @@ from typing import Literal
 
 from common.config import Section, flag
 from common.errors import ConfigError
+from training.early_stopping_settings import EarlyStoppingSection
 from training.ema_settings import EmaSection
 from training.phase_settings import PhaseSection
 from training.preview_settings import PreviewSection
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
 from training.state_settings import StateSection
+from training.validation_settings import ValidationSection
 from wan.variants import TASKS, find_task
 
 TIMESTEP_RULES = ("sigma", "uniform", "sigmoid", "shift", "flux_shift", "flux2_shift", "ideogram4_shift", "qwen_shift",
@@ -244,40 +246,6 @@ class SavingSection(Section):
                 yield f"--save_last_n_{unit} needs --save_every_n_{unit}."
 
 
-class ValidationSection(Section):
-    """Validation: clips that are never trained on."""
-
-    validation_split: float = flag(0.0, "share of the dataset's media files, 0 to 1, that is held out to measure on "
-                                        "(at least one file); each with all clips that are cut from it", ge=0, le=1)
-    validation_count: int | None = flag(None, "number of media files to hold out, in place of a share", ge=1)
-    validation_seed: int = flag(0, "decides which files are held out, and the noise they are measured with; it does "
-                                   "not follow --seed, so that runs hold out the same files")
-    validate_every_n_steps: int | None = flag(
-        None, "measure every n steps, and at the start and the end of the run (default: ten times a run, at most every "
-              "100 steps)", ge=1)
-    max_validation_steps: int = flag(8, "held-out clips that are measured each time; with sound, a clip costs four "
-                                        "forward passes a noise level", ge=1)
-    validation_sigmas: list[float] = flag([0.3, 0.5, 0.7, 0.9], "noise levels to measure at, above 0 (clean) and up "
-                                                                "to 1 (pure noise)")
-
-    def problems(self) -> Iterable[str]:
-        """One way to choose; levels that exist; nothing that waits for a choice."""
-        if self.validation_split and self.validation_count is not None:
-            yield "--validation_split and --validation_count both say how much is held out. Give one."
-        if not self.validation_sigmas:
-            yield "--validation_sigmas needs at least one noise level, such as 0.5."
-        for sigma in self.validation_sigmas:
-            if not 0 < sigma <= 1:
-                yield f"--validation_sigmas {sigma:g}: a noise level lies above 0 (clean) and up to 1 (pure noise)."
-        if self.validate_every_n_steps is not None and not self.is_wanted:
-            yield "--validate_every_n_steps needs files that are held out: --validation_split or --validation_count."
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether anything is held out."""
-        return self.validation_split > 0 or self.validation_count is not None
-
-
 class LoggingSection(Section):
     """Logging and processes."""
 
@@ -291,6 +259,11 @@ class LoggingSection(Section):
     wandb_api_key: str | None = flag(None, "key for Weights & Biases; better in the environment (WANDB_API_KEY)",
                                      secret=True)
     log_config: bool = flag(False, "tell the trackers the settings too (without paths and secrets)")
+    loss_history_every_n_steps: int = flag(
+        100, "bring loss_history.png, loss_history.json and timesteps.png up to date every n steps; the loss history "
+             "is at every validation too, and all are at the end", ge=1)
+    smi_every: int = flag(0, "on an NVIDIA GPU, ask nvidia-smi every n steps how much memory is used, by other "
+                             "programs too, and log it; 0 for never", ge=0)
     ddp_timeout: int | None = flag(None, "minutes that processes wait for each other", ge=1)
 
 
@@ -311,4 +284,10 @@ class TrainConfig(Section):
     state: StateSection
     validation: ValidationSection
     previews: PreviewSection
+    early_stopping: EarlyStoppingSection
     logging: LoggingSection
+
+    def problems(self) -> Iterable[str]:
+        """What waits for held-out clips needs some."""
+        if not self.validation.is_wanted:
+            yield from self.early_stopping.without_held_out_clips()

@@ -19,7 +19,7 @@ from training.loop import BatchLoss
 from training.regions import RegionWeights
 from training.showing import Showing
 from training.step import Draws, StepBatch, StepResult, VelocityFunction, draw, seed_dropouts, training_step
-from training.timesteps import TimestepSettings, stratified_uniforms
+from training.timesteps import TimestepSettings, sigmas, stratified_uniforms
 from wan.conditions.base import Condition, ConditionState
 from wan.conditions.given_frames import given_timestep
 from wan.conditions.image_latent import model_channels, model_clip_features
@@ -110,7 +110,10 @@ class VideoJob:
         regions = self.settings.regions
         weight = regions and regions.of(features, batch.positions, seed=self.settings.seed, epoch=self._epoch)
         (result,) = self.steps(latents, features, draws, self._phase.timesteps, (weight,))
-        return BatchLoss(result.loss, result.weight * result.sample_losses, tuple(one.name for one in batch.items))
+        # Computed again from the draws, on the CPU: the step's own levels are on the device, and reading waits for it.
+        drawn = sigmas(draws.uniform, self._phase.timesteps, (latents.shape[-2], latents.shape[-1]))
+        return BatchLoss(result.loss, result.weight * result.sample_losses, tuple(one.name for one in batch.items),
+                         tuple(drawn.tolist()))
 
     def shown(self, batch: LoadedBatch) -> tuple[Float[Tensor, "B C F H W"], FeatureBatch]:
         """Latents (float32) and features of a batch on the model's device, as a generation begins: nothing is drawn."""

@@ -29,6 +29,8 @@ class BatchLoss:
     """`B` losses, detached."""
     names: tuple[str, ...]
     """The samples, as a user knows them."""
+    sigmas: tuple[float, ...] = ()
+    """Noise level of each sample, drawn on the CPU; empty where the job has none to tell."""
 
 
 class Job(Protocol):
@@ -197,12 +199,13 @@ class Loop:
             result = self.job.loss(batch)
             result.total.backward()  # type: ignore[no-untyped-call]
             self._bucket.add_loss(result.total, len(result.names))
-            seen.append(BatchLoss(result.total.detach(), result.per_sample, result.names))
+            seen.append(BatchLoss(result.total.detach(), result.per_sample, result.names, result.sigmas))
         if self.wish:
             self._bucket.ask_to_stop()
         if self.processes.is_main and self.is_state_due():
             self._bucket.ask_for_state()
-        totals = self._bucket.reduce(self.settings.max_grad_norm)
+        told = [part for part in seen if part.sigmas]
+        totals = self._bucket.reduce(self.settings.max_grad_norm, also=[part.per_sample for part in told])
         self._refuse(totals, seen)
         self.is_between_steps = False
         rates = current_rates(self.optimizer)
@@ -217,6 +220,7 @@ class Loop:
         return StepReport(step=self.state.step, epoch=self.state.epoch, loss=totals.loss,
                           average_loss=self.state.average_loss, grad_norm=totals.grad_norm, learning_rates=rates,
                           seconds=time.perf_counter() - started, samples=totals.samples,
+                          drawn=tuple(zip([sigma for part in told for sigma in part.sigmas], totals.also, strict=True)),
                           is_state_due=totals.is_state_due)
 
     def _refuse(self, totals: StepTotals, seen: Sequence[BatchLoss]) -> None:

@@ -4,7 +4,7 @@ Everything is read from ``metrics.jsonl``, so that a run in a folder that has on
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 import json
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from common.atomic import write_text
 from common.logs import get_logger
-from training.callbacks import Callback, Outcome, Run, ValidationReport
+from training.callbacks import Callback, Outcome, Run, RunState, StepReport, ValidationReport
 
 log = get_logger(__name__)
 
@@ -21,14 +21,16 @@ PICTURE, TABLE = "loss_history.png", "loss_history.json"
 
 @dataclass
 class RunHistory:
-    """One run of the folder, step by step."""
+    """One run of the folder, step by step; None stands for a figure that is no number."""
 
     name: str
     offset: int
     """Added to a step to place it behind the runs before: 0 for the first."""
     steps: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    averages: list[float] = field(default_factory=list)
+    losses: list[float | None] = field(default_factory=list)
+    averages: list[float | None] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """Wall time of each step; 0 where a log does not tell."""
     validations: list[Mapping[str, Any]] = field(default_factory=list)
     """Validation lines of the log, as they stand there."""
 
@@ -40,32 +42,64 @@ class RunHistory:
 
     def validated(self, name: str) -> tuple[list[int], list[float]]:
         """(places, values) of a validation figure, where it is a number."""
-        found = [(self.offset + one["step"], one[name]) for one in self.validations if _is_number(one.get(name))]
+        found = [(self.offset + one["step"], one[name]) for one in self.validations if is_number(one.get(name))]
         return [place for place, _ in found], [value for _, value in found]
+
+    def validated_at(self, level: int) -> tuple[float, list[int], list[float]]:
+        """(noise level, places, held-out losses) of the level number `level`; nothing where it was not measured."""
+        found = [(self.offset + one["step"], one["by_sigma"][level]) for one in self.validations
+                 if level < len(one.get("by_sigma") or ()) and is_number(one["by_sigma"][level]["held_out_loss"])]
+        return (found[0][1]["sigma"] if found else 0.0, [place for place, _ in found],
+                [figures["held_out_loss"] for _, figures in found])
+
+    def cut(self, step: int) -> None:
+        """Forget what came after `step`."""
+        kept = sum(one <= step for one in self.steps)
+        del self.steps[kept:], self.losses[kept:], self.averages[kept:], self.seconds[kept:]
+        self.validations = [one for one in self.validations if one["step"] <= step]
+
+
+@dataclass(frozen=True)
+class Lowest:
+    """The smallest loss of all that was drawn."""
+
+    name: str
+    """`held_out_loss`, or `loss_average` where nothing was held out."""
+    place: int
+    """On the picture's axis."""
+    step: int
+    """Of its run."""
+    value: float
 
 
 def read_history(metrics: Path) -> list[RunHistory]:
     """The runs that ``metrics.jsonl`` tells of, in order.
 
-    A run that begins at step 1 comes behind the one before it; one that goes on counting lies on the same steps.
+    A run that begins at step 1 comes behind the one before it; one that goes on counting lies on the same steps, and
+    what its predecessors did beyond its beginning is left out.
     """
     runs: list[RunHistory] = []
-    for line in _lines(metrics):
+    for line in read_lines(metrics):
         event = line.get("event")
         if event == "start":
             goes_on = bool(runs) and line["first_step"] > 1
             offset = 0 if not runs else runs[-1].offset if goes_on else runs[-1].end
+            for earlier in runs if goes_on else ():
+                if earlier.offset == offset:
+                    earlier.cut(line["first_step"] - 1)
             runs.append(RunHistory(line["run"], offset))
         elif runs and event == "validation":
             runs[-1].validations.append(line)
-        elif runs and event is None and _is_number(line.get("loss")):
+        elif runs and event is None and "loss" in line:
             runs[-1].steps.append(line["step"])
-            runs[-1].losses.append(line["loss"])
-            runs[-1].averages.append(line["loss_average"])
+            runs[-1].losses.append(_number(line["loss"]))
+            runs[-1].averages.append(_number(line.get("loss_average")))
+            runs[-1].seconds.append(_number(line.get("seconds")) or 0.0)
     return runs
 
 
-def _lines(metrics: Path) -> Iterator[Mapping[str, Any]]:
+def read_lines(metrics: Path) -> Iterator[Mapping[str, Any]]:
+    """The lines of ``metrics.jsonl``; torn ones are passed over."""
     torn = 0
     with open(metrics, encoding="utf-8") as file:
         for text in file:
@@ -77,60 +111,109 @@ def _lines(metrics: Path) -> Iterator[Mapping[str, Any]]:
         log.debug("%s: lines that a run was killed in the middle of, and that are passed over: %d", metrics, torn)
 
 
-def best_of(runs: Sequence[RunHistory]) -> tuple[int, float] | None:
-    """(place, value) of the lowest held-out loss; None where none was measured."""
-    found = [pair for run in runs for pair in zip(*run.validated("held_out_loss"), strict=True)]
-    return min(found, key=lambda pair: pair[1]) if found else None
+def best_of(runs: Sequence[RunHistory]) -> Lowest | None:
+    """The lowest held-out loss; None where none was measured."""
+    found = [Lowest("held_out_loss", place, place - run.offset, value) for run in runs
+             for place, value in zip(*run.validated("held_out_loss"), strict=True)]
+    return min(found, key=lambda one: one.value) if found else None
+
+
+def lowest_of(runs: Sequence[RunHistory]) -> Lowest | None:
+    """The lowest held-out loss, else the lowest moving average: where it has its whole window, if it comes to that."""
+    if (best := best_of(runs)) is not None:
+        return best
+    found = [Lowest("loss_average", run.offset + step, step, value) for run in runs
+             for step, value in zip(run.steps, run.averages, strict=True) if value is not None]
+    full = [one for one in found if one.step >= RunState.WINDOW]
+    return min(full or found, key=lambda one: one.value) if found else None
 
 
 def history_table(runs: Sequence[RunHistory]) -> dict[str, Any]:
     """What is drawn, as plain data; `offset` + step is the place on the picture's axis."""
-    best = best_of(runs)
+    best, lowest = best_of(runs), lowest_of(runs)
     return {"runs": [{"run": run.name, "offset": run.offset, "step": run.steps, "loss": run.losses,
                       "loss_average": run.averages, "validation": run.validations} for run in runs],
-            "lowest_held_out_loss": None if best is None else {"place": best[0], "held_out_loss": best[1]}}
+            "lowest_held_out_loss": best and {"place": best.place, "held_out_loss": best.value},
+            "minimum": lowest and asdict(lowest)}
 
 
 def draw_history(runs: Sequence[RunHistory], path: Path, *, title: str = "") -> None:
-    """Write the picture: losses above, and below them the gaps where any was measured."""
+    """Write the picture: losses above, below them those by noise level and the gaps, where any were measured."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from common.atomic import atomic_path
 
-    has_gaps = any(run.validated("audio_gap")[0] for run in runs)
-    figure = Figure(figsize=(9, 6.5 if has_gaps else 4.2), layout="constrained")
+    more = []
+    if any(run.validated_at(0)[1] for run in runs):
+        more.append((_draw_levels, "held-out loss by noise level"))
+    if any(run.validated("audio_gap")[0] for run in runs):
+        more.append((_draw_gaps, "loss above the right sound's"))
+    height = 6 + 2.5 * len(more)
+    figure = Figure(figsize=(10, height))
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2 if has_gaps else 1, 1, sharex=True, squeeze=False,
-                             height_ratios=(3, 2) if has_gaps else (1,))[:, 0]
+    # Margins in inches: matplotlib's own layout engines draw everything once more to find them.
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.5 / height, top=1 - 0.35 / height, hspace=0.08)
+    panels = figure.subplots(1 + len(more), 1, sharex=True, squeeze=False, height_ratios=(3, *[2] * len(more)))[:, 0]
     _draw_losses(panels[0], runs)
     panels[0].set(ylabel="loss", title=title)
-    if has_gaps:
-        _draw_gaps(panels[1], runs)
-        panels[1].set(ylabel="loss above the right sound's")
+    for panel, (draw, label) in zip(panels[1:], more, strict=True):
+        draw(panel, runs)
+        panel.set(ylabel=label)
     for panel in panels:
         panel.legend(loc="best", fontsize="small")
+        panel.grid(alpha=0.3)
         for run in runs[1:]:
             panel.axvline(run.offset, color="tab:gray", linestyle=":", linewidth=0.8)
     panels[-1].set(xlabel="optimiser step")
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+        figure.savefig(temporary, dpi=150)
 
 
 def _draw_losses(panel: Any, runs: Sequence[RunHistory]) -> None:
     for number, run in enumerate(runs):
         places = [run.offset + step for step in run.steps]
         first = number == 0
-        panel.plot(places, run.losses, color="tab:blue", alpha=0.25, linewidth=0.7,
+        panel.plot(*thinned(places, _drawable(run.losses)), color="tab:blue", alpha=0.25, linewidth=0.7,
                    label="training loss" if first else None)
-        panel.plot(places, run.averages, color="tab:blue", label="moving average" if first else None)
+        panel.plot(places, _drawable(run.averages), color="tab:blue", label="moving average" if first else None)
     held_out = [run.validated("held_out_loss") for run in runs]
     for number, (at, values) in enumerate(pair for pair in held_out if pair[0]):
         panel.plot(at, values, color="tab:orange", marker=".", label="held-out loss" if number == 0 else None)
-    best = best_of(runs)
-    if best is not None:
-        panel.plot(*best, color="tab:red", marker="v", linestyle="none",
-                   label=f"lowest held-out loss: {best[1]:.4f} at {best[0]}")
+    if (lowest := lowest_of(runs)) is not None:
+        panel.axhline(lowest.value, color="tab:red", linestyle="--", linewidth=0.9)
+        panel.plot(lowest.place, lowest.value, color="tab:red", marker="v", linestyle="none",
+                   label="lowest " + ("held-out loss" if lowest.name == "held_out_loss" else "moving average"))
+        # At the right edge: beside the point it would hide the curves, or run out of the picture.
+        panel.annotate(f"min {lowest.value:.4g} @ step {lowest.step}", (1, lowest.value), color="tab:red",
+                       xycoords=("axes fraction", "data"), xytext=(-4, 4), textcoords="offset points", ha="right",
+                       fontsize="small")
+
+
+def thinned(places: Sequence[int], values: Sequence[float], most: int = 3000) -> tuple[list[int], list[float]]:
+    """At most `most` points that look like all of them: of each stretch its lowest and its highest.
+
+    A curve of 20,000 points takes seconds to draw, and the picture is no wider than 1500.
+    """
+    if len(places) <= most:
+        return list(places), list(values)
+    size = math.ceil(2 * len(places) / most)
+    kept: list[int] = []
+    for first in range(0, len(places), size):
+        part = [at for at in range(first, min(first + size, len(places))) if not math.isnan(values[at])]
+        kept += sorted({min(part, key=values.__getitem__), max(part, key=values.__getitem__)}) if part else [first]
+    return [places[at] for at in kept], [values[at] for at in kept]
+
+
+def _draw_levels(panel: Any, runs: Sequence[RunHistory]) -> None:
+    from matplotlib import colormaps
+
+    count = max(len(one.get("by_sigma") or ()) for run in runs for one in run.validations)
+    for level in range(count):
+        curves = [curve for curve in (run.validated_at(level) for run in runs) if curve[1]]
+        for number, (sigma, at, values) in enumerate(curves):
+            panel.plot(at, values, color=colormaps["viridis"](0.9 * level / max(1, count - 1)), marker=".",
+                       label=f"noise level {sigma:g}" if number == 0 else None)
 
 
 def _draw_gaps(panel: Any, runs: Sequence[RunHistory]) -> None:
@@ -141,18 +224,32 @@ def _draw_gaps(panel: Any, runs: Sequence[RunHistory]) -> None:
             panel.plot(at, values, color=colour, marker=".", label=words if number == 0 else None)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a figure of the log is one that can be drawn."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def _number(value: Any) -> float | None:
+    return value if is_number(value) else None
+
+
+def _drawable(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
 class LossHistory(Callback):
-    """``loss_history.png`` and ``loss_history.json`` beside ``metrics.jsonl``, at every validation and at the end.
+    """``loss_history.png`` and ``.json`` beside ``metrics.jsonl``: every few steps, at validations and at the end.
 
     Stands behind `StepLog` in the list of callbacks, whose lines it reads.
     """
 
-    def __init__(self, folder: Path, title: str) -> None:
-        self.folder, self.title = folder, title
+    def __init__(self, folder: Path, title: str, every: int = 100) -> None:
+        self.folder, self.title, self.every = folder, title, every
+
+    def on_step(self, run: Run, report: StepReport) -> None:
+        """Bring both up to date every `every` steps."""
+        if report.step % self.every == 0:
+            self._write(run)
 
     def on_validation(self, run: Run, report: ValidationReport) -> None:
         """Bring both up to date."""

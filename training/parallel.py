@@ -1,6 +1,6 @@
 """Gradients in one flat bucket: summed over processes, divided by the samples of all of them, clipped."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -85,6 +85,8 @@ class StepTotals:
     """Whether any process was asked to stop."""
     is_state_due: bool = False
     """Whether any process wants the state saved after this step."""
+    also: tuple[float, ...] = ()
+    """Numbers of this process that were read in the same wait."""
 
 
 class GradientBucket:
@@ -126,8 +128,11 @@ class GradientBucket:
         """Have `reduce` tell every process to save the state after this step."""
         self._flat[-4] = 1
 
-    def reduce(self, max_grad_norm: float = 0.0) -> StepTotals:
-        """Sum over processes, divide by the samples, clip to `max_grad_norm` (0: not), and report."""
+    def reduce(self, max_grad_norm: float = 0.0, *, also: Sequence[Tensor] = ()) -> StepTotals:
+        """Sum over processes, divide by the samples, clip to `max_grad_norm` (0: not), and report.
+
+        `also` are vectors of this process that are read with the report, so that they cost no wait of their own.
+        """
         if self.processes.count > 1:
             dist.all_reduce(self._flat)
         samples = self._flat[-1].clone()
@@ -136,8 +141,10 @@ class GradientBucket:
         norm = gradients.norm()
         if max_grad_norm > 0:
             gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        state, stop, loss, count, size = torch.cat([self._flat[-4:-1], torch.stack([samples, norm])]).tolist()
-        return StepTotals(loss=loss, samples=int(count), grad_norm=size, is_to_stop=stop > 0, is_state_due=state > 0)
+        told = torch.cat([self._flat[-4:-1], torch.stack([samples, norm])])
+        state, stop, loss, count, size, *more = torch.cat([told, *(one.to(told) for one in also)]).tolist()
+        return StepTotals(loss=loss, samples=int(count), grad_norm=size, is_to_stop=stop > 0, is_state_due=state > 0,
+                          also=tuple(more))
 
 
 def _aligned(numbers: int) -> int:

@@ -24,15 +24,16 @@ from networks.names import spellings
 from training.budget import within_budget
 from training.cached_sound import refuse_other_sound, sound_options
 from training.checkpoints import check_writable
-from training.clips import find_clips, find_dataset, hold_out, read_one, require_null_text
+from training.clips import find_clips, find_dataset, read_one, require_null_text
 from training.config import NetworkSection, TrainConfig
+from training.held_out import hold_out, listed_names
 from training.optimizers import optimizer_class, parse_arguments
 from training.phase_table import PhaseEntry, read_phases
 from training.phases import Phase, plan_phases
 from training.phases import describe as describe_phases
 from training.regions import RegionWeights, masked_clips, needed_masks, region_weights
 from training.schedules import SCHEDULES, ScheduleSettings, check_schedule
-from training.showing import Showing, resolve
+from training.showing import SOUND, Showing, resolve
 from training.timesteps import TimestepSettings, check_settings
 from wan.conditions.base import Condition
 from wan.conditions.registry import build_condition, find_condition, refuse_mixture
@@ -144,7 +145,11 @@ def check(config: TrainConfig) -> Plan:
     refuse_other_sound(conditions, clips, start, config.data.dataset_config)
     validation = config.validation
     clips, held_out = hold_out(clips, share=validation.validation_split, count=validation.validation_count,
-                               seed=validation.validation_seed)
+                               seed=validation.validation_seed, names=listed_names(validation.validation_items))
+    hears = any(SOUND in condition.features for condition in conditions.values())
+    if held_out and config.early_stopping.early_stopping_metric == "audio_gap" and not hears:
+        raise ConfigError("--early_stopping_metric audio_gap needs a condition that hears, and this run trains none: "
+                          "every gap would be missing. Use held_out_loss, or add one to --network_args.")
     if start is not None:
         start = start.relative_to(lambda name: read_parameters(config.data.dit, [name])[name])
         load_conditions(conditions, start.conditions, start.path)

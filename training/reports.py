@@ -1,5 +1,6 @@
 """What a user sees of a running training: a progress bar, or plain lines, and a log of every step."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 import json
 import math
@@ -7,47 +8,83 @@ import os
 from pathlib import Path
 import sys
 import time
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from common.logs import get_logger
 from common.progress import progress
 from training.callbacks import Callback, Outcome, Run, StepReport, ValidationReport
+from training.memory_report import Smi, device_memory
 
 log = get_logger(__name__)
 
 
 class ProgressLine(Callback):
-    """A bar on a terminal, plain lines elsewhere: loss, moving average, learning rate, seconds a step."""
+    """A bar on a terminal, plain lines elsewhere: loss, averages, learning rate, seconds a step, memory of a GPU.
+
+    `avg` is the mean of the last 100 steps. `ema` begins with the first loss and is then 0.98 ema + 0.02 loss.
+    """
 
     SECONDS_BETWEEN_LINES = 15.0
+    EMA_DECAY = 0.98
+    BAR = "{n_fmt}/{total_fmt} {bar:8} {elapsed}<{remaining}{postfix}"
+    """Short, so that the figures have room within the 100 columns."""
 
-    def __init__(self) -> None:
+    state_name: ClassVar[str] = "progress"
+
+    def __init__(self, smi_every: int = 0) -> None:
+        """`smi_every`: steps between two looks at nvidia-smi; 0 for none."""
+        self._smi_every = smi_every
+        self._smi: Smi | None = None
         self._bar: Any = None
         self._last_line = 0.0
-        self._seconds: float | None = None
+        self._seen = 0
+        self._seconds = 0.0
+        self._ema: float | None = None
+
+    def remembered(self) -> dict[str, Any]:
+        """The average that goes on."""
+        return {"ema": self._ema}
+
+    def recall(self, values: Mapping[str, Any]) -> None:
+        """Take it up."""
+        self._ema = values["ema"]
 
     def on_start(self, run: Run) -> None:
         """Open the bar at the step where the run begins."""
+        if self._smi_every and run.processes.is_main:
+            self._smi = Smi.of(run.processes.device)
         if sys.stderr.isatty():
-            self._bar = progress(total=run.total_steps, initial=run.state.step, desc="training", unit="step")
+            self._bar = progress(total=run.total_steps, initial=run.state.step, unit="step", form=self.BAR)
 
     def on_step(self, run: Run, report: StepReport) -> None:
         """Show the step's figures."""
-        # The first step pays for warm-up; it would spoil the rate for long.
-        if self._seconds is None or report.step == 2:
-            self._seconds = report.seconds
-        else:
-            self._seconds += 0.1 * (report.seconds - self._seconds)
+        self._seen += 1
+        # The first step pays for warm-up and compilation; it would spoil the rate for long.
+        share = 1.0 if self._seen <= 2 else 0.1
+        self._seconds += share * (report.seconds - self._seconds)
+        self._ema = report.loss if self._ema is None else (
+            self.EMA_DECAY * self._ema + (1 - self.EMA_DECAY) * report.loss)
         rate = next(iter(report.learning_rates.values()), 0.0)
-        figures = (f"loss {report.loss:.4f} avg {report.average_loss:.4f} lr {rate:.2e} "
-                   f"{self._seconds:.3g} s/step")
         if self._bar is not None:
-            self._bar.set_postfix_str(figures, refresh=False)
+            memory = device_memory(run.processes.device)
+            self._bar.set_postfix_str(f"loss {report.loss:.4f} avg {report.average_loss:.4f} lr {rate:.1e} "
+                                      f"{self._seconds:.3g} s/step" + (f" {memory.short}" if memory else ""),
+                                      refresh=False)
             self._bar.update()
         elif run.processes.is_main and self._is_due(run, report.step):
             left = self._seconds * (run.total_steps - report.step)
-            log.info("step %d/%d epoch %d/%d %s, %s left", report.step, run.total_steps, report.epoch,
-                     run.total_epochs, figures, duration(left))
+            log.info("step %d/%d epoch %d/%d loss %.4f avg %.4f ema %.4f lr %.2e %.3g s/step, %s left", report.step,
+                     run.total_steps, report.epoch, run.total_epochs, report.loss, report.average_loss, self._ema, rate,
+                     self._seconds, duration(left))
+            if (memory := device_memory(run.processes.device)) is not None:
+                log.info("%s", memory.words)
+        if self._smi is not None and report.step % self._smi_every == 0 and (line := self._smi.line()):
+            self._say(line)
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        log.info("%s", text)
 
     def _is_due(self, run: Run, step: int) -> bool:
         now = time.monotonic()
@@ -60,16 +97,12 @@ class ProgressLine(Callback):
     def on_save(self, run: Run, path: Path) -> None:
         """Say where the checkpoint is."""
         if run.processes.is_main:
-            if self._bar is not None:
-                self._bar.clear()
-            log.info("saved %s", path)
+            self._say(f"saved {path}")
 
     def on_validation(self, run: Run, report: ValidationReport) -> None:
-        """Say what was measured."""
+        """Say what was measured, in all and by noise level."""
         if run.processes.is_main:
-            if self._bar is not None:
-                self._bar.clear()
-            log.info("step %d: %s", report.step, report.words)
+            self._say(f"step {report.step}: {report.words}" + (f"\n{report.table}" if report.by_sigma else ""))
 
     def on_end(self, run: Run, outcome: Outcome) -> None:
         """Close the bar."""
@@ -78,16 +111,36 @@ class ProgressLine(Callback):
 
 
 class StepLog(Callback):
-    """``metrics.jsonl`` in the run folder: a line when a run starts, and one for every optimiser step."""
+    """``metrics.jsonl`` in the run folder: a line when a run starts, and one for every optimiser step.
+
+    A saved state remembers how long the file was: stand before the callback that saves it, so that the line of the
+    step is in. A run that goes on from it cuts off what came later and is done again.
+    """
+
+    state_name: ClassVar[str] = "metrics"
 
     def __init__(self, folder: Path, run_name: str) -> None:
         self.path = folder / "metrics.jsonl"
         self._name = run_name
         self._file: IO[str] | None = None
+        self._length: int | None = None
+
+    def remembered(self) -> dict[str, Any]:
+        """Length of the file in bytes, all of which are on disk."""
+        if self._file is not None and not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return {"bytes": self.path.stat().st_size if self.path.is_file() else 0}
+
+    def recall(self, values: Mapping[str, Any]) -> None:
+        """Have `on_start` cut the file to that length."""
+        self._length = values["bytes"]
 
     def on_start(self, run: Run) -> None:
         """Append the opening line; lines of earlier runs in the folder stay."""
         if run.processes.is_main:
+            if self._length is not None:
+                _cut(self.path, self._length)
             self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in on_end
             if _is_torn(self.path):
                 self._file.write("\n")
@@ -107,20 +160,59 @@ class StepLog(Callback):
             "audio_gap": audio.gap, "null_gap": audio.null_gap, "loss_right": audio.right, "loss_late": audio.late,
             "loss_early": audio.early, "loss_silent": audio.silent, "shift_frames": audio.shift_frames,
             "clips_compared": audio.clips}
-        figures = {"held_out_loss": report.loss, "clips": report.clips, "audio_gap": None, "null_gap": None, **sounds}
-        finite = {name: value if value is None or math.isfinite(value) else None for name, value in figures.items()}
-        self._line(event="validation", step=report.step, epoch=report.epoch, **finite, note=report.note,
-                   seconds=round(report.seconds, 4))
+        levels = [{"sigma": one.sigma, "held_out_loss": one.loss, "audio_gap": one.gap} for one in report.by_sigma]
+        self._line(event="validation", step=report.step, epoch=report.epoch, held_out_loss=report.loss,
+                   clips=report.clips, **{"audio_gap": None, "null_gap": None, **sounds}, by_sigma=levels,
+                   note=report.note, seconds=round(report.seconds, 4))
 
     def on_end(self, run: Run, outcome: Outcome) -> None:
         """Append how the run ended."""
-        self._line(event=outcome.value, run=self._name, step=run.state.step)
+        reason = {"reason": run.stop_reason} if outcome is Outcome.FINISHED and run.stop_reason else {}
+        self._line(event=outcome.value, run=self._name, step=run.state.step, **reason)
         if self._file is not None:
             self._file.close()
 
     def _line(self, **values: Any) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(values) + "\n")
+            self._file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for numbers that JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cut(path: Path, length: int) -> None:
+    """Cut the log to the bytes that a saved state knew; one line tells where it is not the file that it knew."""
+    found = path.stat().st_size if path.is_file() else 0
+    if found == length:
+        return
+    if found < length:
+        log.warning("%s holds %d bytes, and the saved state knew %d: figures of earlier steps are missing in it", path,
+                    found, length)
+        return
+    with open(path, "rb") as file:
+        file.seek(max(0, length - 1))
+        is_between_lines = length == 0 or file.read(1) == b"\n"
+        later = file.read().decode("utf-8", "replace").splitlines()
+    if not is_between_lines or any(_begins_another(line) for line in later):
+        log.warning("%s is not the file that the saved state knew, or another run has written to it: nothing is cut",
+                    path)
+        return
+    os.truncate(path, length)
+    log.info("%s: cut to the step that the run goes on from (%d later lines, which are done again)", path, len(later))
+
+
+def _begins_another(line: str) -> bool:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return False
+    return values.get("event") == "start" and values.get("first_step") == 1
 
 
 def _is_torn(path: Path) -> bool:

@@ -99,7 +99,9 @@ class Snapshot:
         tensors, _ = load_tensors(state.path / NETWORK)
         own = self._network.state_dict()
         strange = sorted(own.keys() ^ tensors.keys())
-        strange += [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
+        strange += [key for key in own if key in tensors and (
+            own[key].shape != tensors[key].shape
+            or (key.endswith(".alpha") and not torch.equal(own[key].cpu(), tensors[key])))]
         if strange:
             raise ConfigError(f"{state.path}: its weights do not fit this network ({len(strange)} differ: "
                               f"{', '.join(strange[:4])}).")

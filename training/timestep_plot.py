@@ -1,5 +1,6 @@
-"""How often each noise level is drawn, as text or as a picture (`--show_timesteps`)."""
+"""How often each noise level is drawn: the law (`--show_timesteps`), and beside it what a run really drew."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxtyping import Float
@@ -55,5 +56,40 @@ def save_image(settings: TimestepSettings, size: LatentSize, path: Path) -> None
     other.plot(middle, weights.tolist(), color="tab:red", label="loss weight")
     other.set(ylabel="loss weight", ylim=(0, None))
     figure.legend(loc="outside lower center", ncols=2)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def expected_shares(settings: TimestepSettings, sizes: Mapping[LatentSize, float], bins: int) -> list[float]:
+    """Share of the draws in equal bins of the noise level, for samples of `sizes` (latent size → how often)."""
+    total = sum(sizes.values())
+    shares = sum((count / total * histogram(settings, size, bins)[0].double() for size, count in sizes.items()),
+                 torch.zeros(bins, dtype=torch.float64))
+    return [float(share) for share in shares]
+
+
+def draw_drawn(counts: Sequence[int], losses: Sequence[float | None], expected: Sequence[float], path: Path, *,
+               title: str) -> None:
+    """PNG with the share of a run's samples in each bin, the law, and the mean training loss there."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from common.atomic import atomic_path
+
+    bins, total = len(counts), sum(counts)
+    width = 1000 / bins
+    middle = [width * (number + 0.5) for number in range(bins)]
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.bar(middle, [count / total for count in counts], width=0.9 * width, label=f"drawn ({total} samples)")
+    axes.stairs(expected, [width * number for number in range(bins + 1)], color="black", linewidth=1,
+                label="law of the settings")
+    axes.set(xlabel="time (0 clean, 1000 pure noise)", ylabel="share of the samples", title=title, xlim=(0, 1000))
+    other = axes.twinx()
+    other.plot(middle, [float("nan") if loss is None else loss for loss in losses], color="tab:red", marker=".",
+               linewidth=0.8, label="mean training loss")
+    other.set(ylabel="mean training loss", ylim=(0, None))
+    figure.legend(loc="outside lower center", ncols=3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)

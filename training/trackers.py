@@ -83,6 +83,10 @@ class Trackers(Callback):
             values["loss/validation/audio_gap"] = report.audio.gap
             if report.audio.null_gap is not None:
                 values["loss/validation/null_gap"] = report.audio.null_gap
+        for one in report.by_sigma:
+            values[f"loss/validation/sigma_{one.sigma:g}"] = one.loss
+            if one.gap is not None:
+                values[f"loss/validation/audio_gap_sigma_{one.sigma:g}"] = one.gap
         if self._works:
             self._try("log", lambda: self._accelerator.log(values, step=report.step))
 

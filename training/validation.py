@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,9 +18,10 @@ from common.fingerprint import text_hash
 from common.logs import get_logger
 from common.seeding import generator
 from dataset.plan import TrainingItem
-from training.callbacks import AudioGap, Callback, Run, StepReport, ValidationReport
+from training.callbacks import AudioGap, Callback, LevelFigures, Run, StepReport, ValidationReport
 from training.clips import read_one
 from training.job import VideoJob
+from training.parallel import Processes
 from training.shifted_sound import (
     SHIFT_FRAMES,
     SOUND,
@@ -56,6 +57,7 @@ class ClipFigures:
     """Unweighted losses of one clip, one for each noise level."""
 
     name: str
+    sigmas: tuple[float, ...]
     loss: tuple[float, ...]
     """Over all frames that are not given."""
     by_sound: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -107,7 +109,8 @@ def measure_clip(job: VideoJob, clip: TrainingItem, settings: ValidationSettings
         for name in by_sound:
             (result,) = part if name == "right" else job.steps(latents, variants[name], draws, _LEVELS, (frames,))
             by_sound[name].append(result.sample_losses.item())
-    return ClipFigures(clip.name, tuple(loss), {name: tuple(values) for name, values in by_sound.items()}, reason)
+    return ClipFigures(clip.name, settings.sigmas, tuple(loss),
+                       {name: tuple(values) for name, values in by_sound.items()}, reason)
 
 
 @contextmanager
@@ -136,7 +139,20 @@ def summary(figures: Sequence[ClipFigures], *, step: int, epoch: int, seconds: f
     note = ", ".join(f"{reasons.count(reason)} {_clips(reasons.count(reason))} {reason}"
                      for reason in dict.fromkeys(reasons))
     return ValidationReport(step=step, epoch=epoch, loss=_mean([one.loss for one in figures]), clips=len(figures),
-                            audio=audio, note=note, seconds=seconds)
+                            audio=audio, note=note, seconds=seconds, by_sigma=_by_level(figures, compared))
+
+
+def _by_level(figures: Sequence[ClipFigures], compared: Sequence[ClipFigures]) -> tuple[LevelFigures, ...]:
+    """Means over the clips at each noise level."""
+    levels = []
+    for index, sigma in enumerate(figures[0].sigmas):
+        gap = None
+        if compared:
+            right, late, early = (_mean([one.by_sound[name][index:index + 1] for one in compared])
+                                  for name in ("right", "late", "early"))
+            gap = (late + early) / 2 - right
+        levels.append(LevelFigures(sigma, _mean([one.loss[index:index + 1] for one in figures]), gap))
+    return tuple(levels)
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> float:
@@ -151,15 +167,20 @@ def _clips(count: int) -> str:
 class Validation(Callback):
     """Measures the held-out clips before the first step, every so many steps, and after the last one.
 
-    The clips are dealt out to the processes and the figures gathered, so that every process has the report.
+    The clips are dealt out to the processes and the figures gathered, so that every process has the report. A
+    measurement that fails is told and counted in `failures`; the run goes on.
     """
+
+    state_name: ClassVar[str] = "validation"
 
     def __init__(self, job: VideoJob, clips: Sequence[TrainingItem], settings: ValidationSettings, *,
                  as_saved: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
         """`as_saved` gives the context in which the network has the weights that a checkpoint would hold."""
         assert clips, "nothing to measure"
         self.clips, self.settings = list(clips), settings
+        self.failures = 0
         self._job, self._as_saved = job, as_saved
+        self._measured: int | None = None
 
     @property
     def passes(self) -> int:
@@ -170,24 +191,58 @@ class Validation(Callback):
         sounds = [(4 if silent else 3) if hears and not why_not_compared(clip) else 1 for clip in self.clips]
         return sum(sounds) * len(self.settings.sigmas)
 
+    def remembered(self) -> dict[str, Any]:
+        """The step that was measured last, and how many measurements failed."""
+        return {"measured": self._measured, "failures": self.failures}
+
+    def recall(self, values: Mapping[str, Any]) -> None:
+        """Take both up."""
+        self._measured, self.failures = values["measured"], values["failures"]
+
     def on_start(self, run: Run) -> None:
-        """Measure what the run starts from."""
+        """Measure what the run starts from; a resumed one only where its step was due and had not been measured."""
         log.info("validation: %d held-out %s at %d noise levels, %d forward passes; at the start, every %d steps and "
                  "at the end", len(self.clips), _clips(len(self.clips)), len(self.settings.sigmas), self.passes,
                  self.settings.every)
-        self._measure(run)
+        if not run.is_resumed or (self._is_due(run) and self._measured != run.state.step):
+            self._measure(run)
 
     def on_step(self, run: Run, report: StepReport) -> None:
         """Measure every `every` steps, and after the last one."""
-        if report.step % self.settings.every == 0 or report.step >= run.total_steps:
+        if self._is_due(run):
             self._measure(run)
+
+    def _is_due(self, run: Run) -> bool:
+        return run.state.step % self.settings.every == 0 or run.is_ending
+
+    def _own_share(self, processes: Processes) -> tuple[dict[int, ClipFigures], str]:
+        """(figures by clip of this process's part, what went wrong there)"""
+        own: dict[int, ClipFigures] = {}
+        name = "before the first clip"
+        try:
+            with measuring(self._job.network, processes.device), self._as_saved():
+                for number in range(processes.rank, len(self.clips), processes.count):
+                    name = self.clips[number].name
+                    own[number] = measure_clip(self._job, self.clips[number], self.settings)
+        except Exception as error:  # noqa: BLE001 - a look that fails may not end a run that learns
+            log.debug("measurement of held-out clips", exc_info=True)
+            return own, f"{name}: {type(error).__name__}: {error}"
+        return own, ""
 
     def _measure(self, run: Run) -> None:
         started = time.perf_counter()
         processes = run.processes
-        with measuring(self._job.network, processes.device), self._as_saved():
-            own = {number: measure_clip(self._job, self.clips[number], self.settings)
-                   for number in range(processes.rank, len(self.clips), processes.count)}
-        everywhere = {number: figures for part in processes.gather(own) for number, figures in part.items()}
+        with run.interruptible():
+            own, error = self._own_share(processes)
+        # Every process hears of the others' errors, so that all of them go on alike.
+        parts = processes.gather((own, error))
+        if errors := [text for _, text in parts if text]:
+            self.failures += 1
+            if processes.is_main:
+                log.warning("step %d: the held-out clips could not be measured (%s); training goes on without this "
+                            "measurement. Failed so far: %d", run.state.step, "; ".join(errors), self.failures)
+            return
+        everywhere = {number: figures for figures_of in parts for number, figures in figures_of[0].items()}
+        self._measured = run.state.step
         run.validated(summary([everywhere[number] for number in range(len(self.clips))], step=run.state.step,
                               epoch=run.state.epoch, seconds=time.perf_counter() - started))

@@ -1,12 +1,14 @@
 """A model of two lines, and a run of the loop on it."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+import json
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from training.callbacks import Callback
+from training.callbacks import AudioGap, Callback, LevelFigures, Run, RunState, StepReport, ValidationReport
 from training.loop import BatchLoss, Loop, LoopSettings
 from training.parallel import Processes
 
@@ -53,10 +55,58 @@ class Constant:
         pass
 
 
-def fit(job: Line, *callbacks: Callback, lr: float = 0.1, **settings: Any) -> Loop:
-    """Train `job` with plain gradient descent; `settings` are those of the loop."""
+def loop_of(job: Line, *callbacks: Callback, lr: float = 0.1, **settings: Any) -> Loop:
+    """A loop that is ready to train `job` with plain gradient descent; `settings` are those of the loop."""
     optimizer = torch.optim.SGD(job.parameters, lr=lr)
-    loop = Loop(job, optimizer=optimizer, schedule=Constant(), settings=LoopSettings(**settings),
+    return Loop(job, optimizer=optimizer, schedule=Constant(), settings=LoopSettings(**settings),
                 processes=Processes(), callbacks=callbacks)
+
+
+def fit(job: Line, *callbacks: Callback, lr: float = 0.1, **settings: Any) -> Loop:
+    """Train `job` to the end."""
+    loop = loop_of(job, *callbacks, lr=lr, **settings)
     loop.run()
     return loop
+
+
+def go_on(job: Line, *callbacks: Callback, state: RunState, memory: Mapping[str, Any], **settings: Any) -> Loop:
+    """Train `job` from `state` to the end, each callback with what `memory` holds under its name."""
+    loop = loop_of(job, *callbacks, **settings)
+    loop.state, loop.is_resumed = replace(state), True
+    for callback in callbacks:
+        if callback.state_name:
+            callback.recall(json.loads(json.dumps(memory[callback.state_name])))
+    loop.run()
+    return loop
+
+
+class Saves(Callback):
+    """Keeps, after each step, where the run stood and what the other callbacks remembered. Stands last."""
+
+    def __init__(self, *others: Callback) -> None:
+        self._others = others
+        self.at: dict[int, tuple[RunState, dict[str, Any]]] = {}
+
+    def on_step(self, run: Run, report: StepReport) -> None:
+        self.at[report.step] = (replace(run.state), {one.state_name: one.remembered() for one in self._others})
+
+
+class Measured(Callback):
+    """Tells the run the held-out losses that it is given: one for the start, one after every step."""
+
+    def __init__(self, *losses: float, gap: float | None = None) -> None:
+        self._losses, self._gap = list(losses), gap
+
+    def on_start(self, run: Run) -> None:
+        if not run.is_resumed:
+            self._tell(run)
+
+    def on_step(self, run: Run, report: StepReport) -> None:
+        self._tell(run)
+
+    def _tell(self, run: Run) -> None:
+        step, loss = run.state.step, self._losses[run.state.step]
+        audio = None if self._gap is None else AudioGap(1.0, 1.0 + self._gap * step, 1.0 + self._gap * step, None,
+                                                        clips=1, shift_frames=5)
+        levels = tuple(LevelFigures(sigma, sigma * loss, audio and audio.gap) for sigma in (0.5, 1.0))
+        run.validated(ValidationReport(step, run.state.epoch, loss, 2, audio, "", 0.1, levels))

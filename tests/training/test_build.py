@@ -37,8 +37,8 @@ def test_a_lora_is_trained_and_saved_with_what_made_it(talking: Path, weights: P
     final = train(settings(talking, weights, tmp_path, save_every_n_epochs=1, max_train_steps=7))
     assert final == tmp_path / "t.safetensors"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "loss_history.json", "loss_history.png", "metrics.jsonl", "settings.toml", "t-000001.safetensors",
-        "t-step00000007-state", "t.safetensors", "training_state.json"]
+        "loss_history.json", "loss_history.png", "metrics.jsonl", "run_summary.md", "settings.toml",
+        "t-000001.safetensors", "t-step00000007-state", "t.safetensors", "timesteps.png", "training_state.json"]
     with safe_open(final, "pt") as file:
         told = file.metadata()
         assert "lora_unet_blocks_0_self_attn_q.lora_down.weight" in file.keys()  # noqa: SIM118

@@ -32,10 +32,16 @@ def config(**more: Any) -> TrainConfig:
     ({"save_last_n_steps": 100}, "needs --save_every_n_steps"),
     ({"base_weights_multiplier": [1.0]}, "1 values for 0"),
     ({"max_train_steps": 0}, "greater than or equal to 1"),
-    ({"validation_split": 0.1, "validation_count": 2}, "both say how much is held out. Give one"),
+    ({"validation_split": 0.1, "validation_count": 2}, "both say what is held out. Give one"),
     ({"validation_split": 1.5}, "less than or equal to 1"),
     ({"validation_count": 0}, "greater than or equal to 1"),
+    ({"validation_split": 0.1, "validation_count": 2, "validation_items": ["a.mp4"]}, "all say what is held out"),
     ({"validate_every_n_steps": 10}, "needs files that are held out"),
+    ({"early_stopping_patience_steps": 10}, "--early_stopping_patience_steps needs files that are held out"),
+    ({"early_stopping_patience_evals": 3}, "--early_stopping_patience_evals needs files that are held out"),
+    ({"save_best": True}, "--save_best needs files that are held out"),
+    ({"validation_count": 1, "early_stopping_min_delta": 0.1}, "--early_stopping_min_delta needs"),
+    ({"validation_count": 1, "early_stopping_metric": "loss"}, "early_stopping_metric"),
     ({"validation_split": 0.1, "validation_sigmas": [0.5, 0.0]}, "--validation_sigmas 0: a noise level lies above 0"),
     ({"validation_split": 0.1, "validation_sigmas": []}, "needs at least one noise level"),
 ])
@@ -53,7 +59,8 @@ def test_problems_of_several_sections_come_together() -> None:
 def test_every_setting_survives_printing(tmp_path: Path) -> None:
     full = config(task="i2v-14B", network_dim=32, network_alpha=16, network_args=["conditions=omniavatar_add"],
                   lr_warmup_steps="10%", max_train_epochs=3, save_every_n_steps=5, base_weights=["a.safetensors"],
-                  fp8_base=True, seed=3, validation_split=0.25, validation_sigmas=[0.5, 1.0])
+                  fp8_base=True, seed=3, validation_items=["a.mp4"], validation_sigmas=[0.5, 1.0], save_best=False,
+                  early_stopping_patience_evals=3)
     (tmp_path / "run.toml").write_text(to_toml(full), encoding="utf-8")
     again = parse(TrainConfig, ["--config_file", str(tmp_path / "run.toml")], prog="t", description="", foreign=FOREIGN)
     assert again == full

@@ -9,7 +9,8 @@ import pytest
 from common.errors import ConfigError
 from dataset.plan import TrainingItem
 from tests.training.cached_clips import bare, talking
-from training.clips import EpochBatches, hold_out
+from training.clips import EpochBatches
+from training.held_out import hold_out, listed_names
 from training.parallel import Processes
 from training.validation import chosen
 
@@ -64,9 +65,10 @@ def test_a_dataset_that_is_too_small_explains_itself(count: int, share: float, n
         hold_out(files(count), share=share, count=number, seed=0)
 
 
-def test_held_out_clips_are_in_no_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [(), ("clip 2.mp4", "clip 5.mp4")], ids=["by share", "by name"])
+def test_held_out_clips_are_in_no_batch(names: tuple[str, ...], tmp_path: Path) -> None:
     clips = [talking(tmp_path, f"clip {number}", frames=5) for number in range(7)]
-    trained, held_out = hold_out(clips, share=0.3, count=None, seed=0)
+    trained, held_out = hold_out(clips, share=0.3, count=None, seed=0, names=names)
     seen: Counter[str] = Counter()
     for rank in range(2):
         batches = EpochBatches(trained, seed=1, processes=Processes(rank, 2))
@@ -81,3 +83,28 @@ def test_what_is_measured_of_many_does_not_hang_on_their_order() -> None:
     few = chosen(clips, 0, 5)
     assert len(few) == 5 and [one.name for one in chosen(clips[::-1], 0, 5)] == [one.name for one in few]
     assert len(chosen(clips, 0, 100)) == 18
+
+
+def test_files_are_held_out_by_name(tmp_path: Path) -> None:
+    clips = [*files(4), *bare("deep", 0, 9, name="sub/take 1.mp4")]
+    (tmp_path / "names.txt").write_text("\ufefffile 1.mp4\n\n# a remark\n  take 1.mp4 \n", encoding="utf-8")
+    names = listed_names(["sub/take 1.mp4", str(tmp_path / "names.txt")])
+    assert names == ["sub/take 1.mp4", "file 1.mp4", "take 1.mp4"]
+    trained, held_out = hold_out(clips, share=0.0, count=None, seed=0, names=names)
+    assert contents(held_out) == {"file 1", "deep"} and len(held_out) == 5
+    assert contents(trained) == {"file 0", "file 2", "file 3"}
+
+
+def test_names_that_mean_nothing_or_several_files_are_told_together(tmp_path: Path) -> None:
+    clips = [*files(2), *bare("a", name="a/x.mp4"), *bare("b", name="b/x.mp4")]
+    with pytest.raises(ConfigError) as caught:
+        hold_out(clips, share=0.0, count=None, seed=0, names=["file 1.mp5", "x.mp4", "b/x.mp4"])
+    assert "'file 1.mp5' is no media file of the dataset (nearest: 'file 1.mp4')" in str(caught.value)
+    assert "'x.mp4' is the name of 2 files (a/x.mp4, b/x.mp4)" in str(caught.value)
+    with pytest.raises(ConfigError, match="--validation_items: the dataset has 1 media item .file 0.mp4., and 1 would"):
+        hold_out(files(1), share=0.0, count=None, seed=0, names=["file 0.mp4"])
+    with pytest.raises(ConfigError, match="cannot be read .No such file"):
+        listed_names([str(tmp_path / "absent.txt")])
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(ConfigError, match="holds no name"):
+        listed_names([str(tmp_path / "empty.txt")])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.callbacks import AudioGap, Outcome, StepReport, ValidationReport
+from training.callbacks import AudioGap, LevelFigures, Outcome, StepReport, ValidationReport
 from training.config import LoggingSection, TrainConfig
 from training.trackers import Trackers, log_folder, plain_settings, tracker_names
 
@@ -60,6 +60,10 @@ def test_held_out_figures_go_to_the_trackers_under_kohyas_heading() -> None:
     audio = AudioGap(right=1.0, late=1.5, early=1.25, silent=2.0, clips=3, shift_frames=5)
     trackers.on_validation(run, ValidationReport(40, 2, 0.75, 3, audio, "", 0.1))
     trackers.on_validation(run, ValidationReport(80, 4, 0.5, 3, None, "", 0.1))
+    levels = (LevelFigures(0.3, 0.25, 0.125), LevelFigures(0.95, 0.75))
+    trackers.on_validation(run, ValidationReport(90, 4, 0.5, 3, None, "", 0.1, levels))
+    assert told.pop() == ({"loss/validation/average": 0.5, "loss/validation/sigma_0.3": 0.25,
+                           "loss/validation/audio_gap_sigma_0.3": 0.125, "loss/validation/sigma_0.95": 0.75}, 90)
     assert told == [({"loss/validation/average": 0.75, "loss/validation/audio_gap": 0.375,
                       "loss/validation/null_gap": 1.0}, 40), ({"loss/validation/average": 0.5}, 80)]
 

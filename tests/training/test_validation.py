@@ -16,7 +16,7 @@ from networks.lora import LoraNetwork
 from networks.lora_wan import create_network
 from tests.tiny_dit import tiny_dit, tiny_variant
 from tests.training.cached_clips import cached, talking
-from training.callbacks import Callback, Run, RunState, ValidationReport
+from training.callbacks import Callback, LevelFigures, Run, RunState, ValidationReport
 from training.clips import EpochBatches
 from training.job import JobSettings, VideoJob
 from training.loop import Loop, LoopSettings
@@ -243,11 +243,12 @@ class Reports(Callback):
         self.all.append(report)
 
 
-def fit(job: VideoJob, *callbacks: Callback, steps: int = 5, state: RunState | None = None) -> Loop:
+def fit(job: VideoJob, *callbacks: Callback, steps: int = 5, state: RunState | None = None, is_resumed: bool = False
+        ) -> Loop:
     optimizer = torch.optim.AdamW(job.parameters, lr=1e-2)
     loop = Loop(job, optimizer=optimizer, schedule=Constant(), settings=LoopSettings(steps=steps, accumulation=2),
                 processes=Processes(), callbacks=callbacks)
-    loop.state = state or loop.state
+    loop.state, loop.is_resumed = state or loop.state, is_resumed
     loop.run()
     return loop
 
@@ -314,3 +315,25 @@ def test_a_clip_that_a_budget_shortens_is_measured_as_far_as_it_is_shown(tmp_pat
     found = report(figures(hand_made_job(), whole.cut(41)))
     assert found.audio is not None and found.audio.gap == pytest.approx((5 * RAMP) ** 2 * inverse, rel=1e-4)
     assert figures(hand_made_job(), whole.cut(13)).reason == "shorter than 17 frames"
+
+
+def test_each_noise_level_has_figures_of_its_own(tmp_path: Path) -> None:
+    """By hand on two clips: the ramp's own sound, and a sound five frames late, whose error is 0.05 / sigma."""
+    clips = [ramp_clip(tmp_path / "a"), ramp_clip(tmp_path / "b", RAMP * (torch.arange(81.0) + 5))]
+    found = report(*(figures(hand_made_job(), clip) for clip in clips))
+    late = (5 * RAMP) ** 2
+    for one, sigma in zip(found.by_sigma, SIGMAS, strict=True):
+        assert one.sigma == sigma and one.gap is not None
+        # In units of late / sigma^2: (1 + 1) / 2 - 0 = 1 on the first clip, (4 + 0) / 2 - 1 = 1 on the second.
+        assert one.gap == pytest.approx(late / sigma**2, rel=1e-3)
+    assert sum(one.loss for one in found.by_sigma) / 3 == pytest.approx(found.loss, rel=1e-6)
+    assert found.audio is not None
+    assert sum(one.gap or 0 for one in found.by_sigma) / 3 == pytest.approx(found.audio.gap, rel=1e-6)
+    assert [line.split() for line in found.table.splitlines()][0] == ["noise", "level", "0.25", "0.5", "1"]
+    assert len(found.table.splitlines()) == 3
+
+
+def test_levels_without_a_gap_have_no_row_of_gaps() -> None:
+    plain = ValidationReport(1, 1, 0.5, 1, None, "", 0.1, (LevelFigures(0.3, 0.5), LevelFigures(0.9, 0.25)))
+    assert [line.split() for line in plain.table.splitlines()] == [
+        ["noise", "level", "0.3", "0.9"], ["held-out", "loss", "0.5000", "0.2500"]]
