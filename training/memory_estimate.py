@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import gc
+from importlib.util import find_spec
 import inspect
 from statistics import median_low
+from typing import Any
 
 import torch
 
@@ -12,6 +14,7 @@ from common.logs import get_logger
 from training.live_bytes import LiveBytes, counted_fakes, fake_like
 from training.optimizers import build_optimizer, optimizer_class
 from training.trial import Portions, Recipe, StepInputs, Trial, empty_dit, portions
+from wan.memory.fp8 import Fp8Settings
 
 log = get_logger(__name__)
 
@@ -24,6 +27,26 @@ CONTEXT = 6 * GIB // 10
 CRUMBS = 0.05
 """Margin for memory that torch's allocator holds between the tensors, as a share of what comes and goes in a step. A
 choice, no measurement."""
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """What a checkpoint holds."""
+
+    numbers: int
+    """Trained numbers, in the precision of saving."""
+    alphas: int
+    """Alphas, always float32."""
+    header: int
+    """Bytes of the names, shapes and places in the file, metadata not counted."""
+
+    def bytes_at(self, dtype: torch.dtype) -> int:
+        """Size of a checkpoint, metadata (some kilobytes) not counted."""
+        return self.numbers * dtype.itemsize + self.alphas * 4 + self.header
+
+
+_HEADER_ENTRY = 70
+"""Bytes that safetensors writes for a tensor beside its name: dtype, shape and offsets."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +63,9 @@ class Memory:
     activations: int
     """What a step keeps for the backward pass and works with at its peak, inputs included."""
     is_gpu: bool
+    portions: Portions
+    """The blocks that were run."""
+    saved: SavedNetwork
     optimizer_note: str = ""
     """How the optimiser's state was found, where it was not by running it."""
 
@@ -89,8 +115,6 @@ def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = T
         trial.bucket.clear()
         trial.forward_backward(batch, few.base)  # makes what stays after a first step
         state, at_step, note = _optimizer_bytes(trial, counter)
-        static = steps.parts["base"] + steps.parts["network"] + steps.parts["gradients"] + state
-
         def peak(blocks: Sequence[int]) -> float:
             gc.collect()
             before = counter.live
@@ -99,10 +123,18 @@ def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = T
             return counter.peak - before
 
         inputs_bytes = counter.live - steps.total - (state if not note else 0)
+        saved = _saved(trial)
         activations = max(few.total(peak) + max(0, inputs_bytes), at_step)
-    assert static > 0
     return Memory(base=steps.parts["base"], network=steps.parts["network"], gradients=steps.parts["gradients"],
-                  optimizer=state, activations=round(activations), is_gpu=recipe.is_gpu, optimizer_note=note)
+                  optimizer=state, activations=round(activations), is_gpu=recipe.is_gpu, portions=few, saved=saved,
+                  optimizer_note=note)
+
+
+def _saved(trial: Trial) -> SavedNetwork:
+    state = trial.network.state_dict()
+    alphas = sum(key.endswith(".alpha") for key in state)
+    return SavedNetwork(sum(tensor.numel() for tensor in state.values()) - alphas, alphas,
+                        sum(len(key) + _HEADER_ENTRY for key in state))
 
 
 class _Static:
@@ -177,26 +209,13 @@ class Saving:
 
 def savings(recipe: Recipe, inputs: StepInputs) -> list[Saving]:
     """What each option that is not taken yet would make of it, and all of them together."""
-    found = []
-    changes: dict[str, Recipe] = {}
-    from wan.memory.fp8 import Fp8Settings
-
+    changes: dict[str, dict[str, Any]] = {}
     if not recipe.checkpointing:
-        changes["--gradient_checkpointing"] = replace(recipe, checkpointing=True)
+        changes["--gradient_checkpointing"] = {"checkpointing": True}
     if recipe.fp8 is None:
-        changes["--fp8_base"] = replace(recipe, fp8=Fp8Settings())
-    if recipe.optimizer_type.lower() in ("", "adamw"):
-        changes["--optimizer_type adamw8bit"] = replace(recipe, optimizer_type="adamw8bit", optimizer_args=())
-    for option, changed in changes.items():
-        found.append(Saving(option, estimate_memory(changed, inputs)))
+        changes["--fp8_base"] = {"fp8": Fp8Settings()}
+    if recipe.optimizer_type.lower() in ("", "adamw") and find_spec("bitsandbytes") is not None:
+        changes["--optimizer_type adamw8bit"] = {"optimizer_type": "adamw8bit", "optimizer_args": ()}
     if len(changes) > 1:
-        everything = recipe
-        for changed in changes.values():
-            everything = replace(everything, checkpointing=everything.checkpointing or changed.checkpointing,
-                                 fp8=everything.fp8 or changed.fp8,
-                                 optimizer_type=("adamw8bit" if changed.optimizer_type == "adamw8bit"
-                                                 else everything.optimizer_type))
-        if everything.optimizer_type == "adamw8bit":
-            everything = replace(everything, optimizer_args=())
-        found.append(Saving(" ".join(changes), estimate_memory(everything, inputs)))
-    return found
+        changes[" ".join(changes)] = {key: value for change in changes.values() for key, value in change.items()}
+    return [Saving(option, estimate_memory(replace(recipe, **change), inputs)) for option, change in changes.items()]
