@@ -1,6 +1,7 @@
 """The assembly hall: from settings to a finished training run. The one file that sees every section and every room."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from training import preflight
 from training.checkpoints import CheckpointPlan, Checkpoints
 from training.clips import EpochBatches, digest, sizes_of
 from training.config import OptimiserSection, TrainConfig
+from training.estimate import tell_estimate
 from training.guard import Guard
 from training.job import JobSettings, VideoJob
 from training.launch import (
@@ -65,7 +67,7 @@ SETTINGS_FILE = "settings.toml"
 
 
 def train(config: TrainConfig) -> Path | None:
-    """Run a training to its end and return the final file; None where `--show_timesteps` asked for a picture only.
+    """Run a training to its end and return the final file; None where `--show_timesteps` or `--dry_run` only looked.
 
     Works in one process and in all processes of an `accelerate launch`. A run that was here before is gone on with
     (`training.resume`). Raises UserError before the first step for whatever does not fit,
@@ -85,17 +87,22 @@ def train(config: TrainConfig) -> Path | None:
     if config.noise.show_timesteps is not None:
         show_timesteps(config, plan)
         return None
-    with run_lock(config.saving, processes):
+    with nullcontext() if config.preflight.dry_run else run_lock(config.saving, processes):
         return _run(config, plan, start, processes=processes, accelerator=accelerator)
 
 
-def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes, accelerator: Any) -> Path:
+def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes, accelerator: Any) -> Path | None:
     batches = EpochBatches(plan.clips, _seed(config), processes, config.length.max_data_loader_n_workers,
                            plan.showing.min_frames)
     schedule = schedule_settings(config.optimiser, loop_settings(config).totals(batches.per_epoch)[0])
     facts = facts_of(config, batches, start.record.run_id)
     if start.state is not None:
         check_change(start, facts, config.state)
+    if config.preflight.is_wanted:
+        tell_estimate(config, plan, batches, length=loop_settings(config), checkpoints=checkpoint_plan(config),
+                      done=start.state.step if start.state is not None and start.is_resumed else 0)
+        if config.preflight.dry_run:
+            return None
     start = processes.from_first(lambda: make_room(start, config))
     if processes.is_main:
         write_text(config.saving.output_dir / SETTINGS_FILE, to_toml(config))

@@ -8,6 +8,7 @@ from typing import Literal
 from common.config import Section, flag
 from common.errors import ConfigError
 from training.ema_settings import EmaSection
+from training.estimate_settings import PreflightSection
 from training.preview_settings import PreviewSection
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
@@ -309,4 +310,5 @@ class TrainConfig(Section):
     state: StateSection
     validation: ValidationSection
     previews: PreviewSection
+    preflight: PreflightSection
     logging: LoggingSection

@@ -204,7 +204,8 @@ class Saving:
     """An option, and what the run would need with it."""
 
     option: str
-    memory: Memory
+    memory: Memory | None
+    """None for an option that was chosen so that it just fits."""
 
 
 def savings(recipe: Recipe, inputs: StepInputs) -> list[Saving]:

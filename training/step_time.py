@@ -162,4 +162,4 @@ def speed(recipe: Recipe, few: Portions, sizes: Sequence[Size], read: Callable[[
     return Speed(batch_s=sum(seconds(size) * size.count for size in sizes) / total,
                  optimizer_s=median(timing.optimizer_s for _, timing in measured),
                  forward_s_per_flop=median(forward), measured=tuple(measured),
-                 share=sum(size.count for size in known) / total)
+                 share=sum(size.count for size, _ in measured) / total)
