@@ -1,6 +1,7 @@
 """Memory of a training step, from a step of the real classes on tensors that have shapes and no numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 import gc
 from importlib.util import find_spec
@@ -101,19 +102,18 @@ class Memory:
 
 
 def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = True) -> Memory:
-    """Peak of a recipe's second step on a batch like `inputs` (their numbers are not looked at).
+    """Peak of a recipe's step on a batch like `inputs` (their numbers are not looked at) once the optimiser has a state.
 
     The step is run with two or three of the blocks, and what a block more of each kind adds is added for all others;
     without `extrapolate`, with all of them. Validation needs no more: it keeps nothing for a backward pass.
     """
     dit = empty_dit(recipe)
-    with counted_fakes(recipe.is_gpu) as counter:
+    with _cheap_collections(), counted_fakes(recipe.is_gpu) as counter:
         steps = _Static(counter)
         trial = Trial(recipe, lambda shape, dtype: torch.empty(shape, dtype=dtype), dit=dit, told=steps.note)
         batch = inputs.changed(fake_like)
         few = portions(trial.kinds()) if extrapolate else Portions(tuple(range(recipe.variant.layers)))
         trial.bucket.clear()
-        trial.forward_backward(batch, few.base)  # makes what stays after a first step
         state, at_step, note = _optimizer_bytes(trial, counter)
         def peak(blocks: Sequence[int]) -> float:
             gc.collect()
@@ -128,6 +128,17 @@ def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = T
     return Memory(base=steps.parts["base"], network=steps.parts["network"], gradients=steps.parts["gradients"],
                   optimizer=state, activations=round(activations), is_gpu=recipe.is_gpu, portions=few, saved=saved,
                   optimizer_note=note)
+
+
+@contextmanager
+def _cheap_collections() -> Iterator[None]:
+    """Inside, the garbage collector looks at new objects alone."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _saved(trial: Trial) -> SavedNetwork:
