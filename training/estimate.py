@@ -188,9 +188,13 @@ def _fewer_frames(recipe: Recipe, figures: Figures, plan: Plan) -> Iterator[Savi
     shorter = replace(size, frames=half, tokens=tokens(example.items[0], plan.variant.patch),
                       example=example)
     less = estimate_memory(recipe, _read(shorter, plan))
-    grown = figures.asked(figures.memory) - figures.asked(less)
-    each = grown / (size.samples * (size.tokens - shorter.tokens))
-    fitting = int(shorter.samples * shorter.tokens + (figures.room.bytes - figures.asked(less)) / each)
+    fitting = fitting_tokens((size.samples * size.tokens, figures.asked(figures.memory)),
+                             (shorter.samples * shorter.tokens, figures.asked(less)), figures.room.bytes)
     if fitting >= size.tokens // latent_frames:
         yield Saving(f"--max_tokens {fitting}", None)
 
+
+def fitting_tokens(many: tuple[int, int], few: tuple[int, int], room: int) -> int:
+    """Tokens that fit into `room` bytes, from (tokens, bytes) of two batches: a step grows in proportion to tokens."""
+    each = (many[1] - few[1]) / (many[0] - few[0])
+    return int(few[0] + (room - few[1]) / each)

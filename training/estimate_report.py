@@ -145,8 +145,8 @@ def _memory(figures: Figures) -> list[str]:
 
 
 def _time(figures: Figures) -> list[str]:
-    rows = ["  time", f"    {figures.steps:,} steps left, {figures.epochs} epochs of {figures.batches_per_epoch} batches "
-            f"in each of {figures.processes} process{'es' if figures.processes > 1 else ''}"]
+    rows = ["  time", f"    {figures.steps:,} steps left; epochs: {figures.epochs}, batches in each: "
+            f"{figures.batches_per_epoch}, processes: {figures.processes}"]
     tera = figures.step_flops / _TERA
     work = f"{tera:,.0f}" if tera >= 10 else f"{tera:.3g}"
     measured, validation = figures.speed, figures.validation

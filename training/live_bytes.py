@@ -92,7 +92,7 @@ def gpu_kernels() -> Iterator[None]:
     def rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
         return _FusedRmsNorm.apply(x, weight)
 
-    F.scaled_dot_product_attention, F.rms_norm = attention, rms_norm
+    F.scaled_dot_product_attention, F.rms_norm = attention, rms_norm  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -102,7 +102,7 @@ class Memory:
 
 
 def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = True) -> Memory:
-    """Peak of a recipe's step on a batch like `inputs` (their numbers are not looked at) once the optimiser has a state.
+    """Peak of a recipe's step on a batch like `inputs` (no number of theirs is read), once the optimiser has its state.
 
     The step is run with two or three of the blocks, and what a block more of each kind adds is added for all others;
     without `extrapolate`, with all of them. Validation needs no more: it keeps nothing for a backward pass.

@@ -26,9 +26,9 @@ def test_a_dry_run_tells_all_and_writes_nothing(talking: Path, weights: Path, tm
                           cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     told = done.stderr[done.stderr.index("preflight ("):]
-    for words_of_the_table in ("32x32x9: 4", "= tensors at the peak", "50 steps left", "forward and backward (measured on",
-                               "validation: 2 times", "at most 6 at once, 6 in the end", "2 stay"):
-        assert words_of_the_table in told
+    for row in ("32x32x9: 4", "= tensors at the peak", "50 steps left", "forward and backward (measured on",
+                "validation: 2 times", "at most 6 at once, 6 in the end", "2 stay"):
+        assert row in told
     assert [*tmp_path.iterdir()] == [] and sorted(path for path in talking.parent.rglob("*")) == data
 
 
@@ -48,7 +48,8 @@ def test_a_preflight_changes_no_number_and_finds_the_sizes_of_files(
                          sum(key.endswith(".alpha") for key in first), sum(len(key) + 70 for key in first))
     size = looked.stat().st_size
     assert size == pytest.approx(saved.bytes_at(torch.bfloat16), rel=0.05)
-    assert f"a checkpoint {saved.bytes_at(torch.bfloat16) / 2**20:.1f} MiB: at most 4 at once, 4 in the end" in caplog.text
+    shown = f"a checkpoint {saved.bytes_at(torch.bfloat16) / 2**20:.1f} MiB"
+    assert f"{shown}: at most 4 at once, 4 in the end" in caplog.text
     state = sum(path.stat().st_size for path in (looked.parent / "t-step00000004-state").rglob("*"))
     told = float(caplog.text.split("a state to go on from ")[1].split(" MiB")[0])
     assert told * 2**20 == pytest.approx(state, rel=0.15)
@@ -65,25 +66,6 @@ def test_too_little_memory_is_told_with_what_would_help(talking: Path, weights: 
         assert f"\n  {option}: " in warning
     assert "NOT ENOUGH" in caplog.text and "not known here" in caplog.text and "460 TFLOP/s" in caplog.text
     assert not (tmp_path / "out").exists()
-
-
-def test_the_tokens_that_would_fit_do_fit(talking: Path, weights: Path, tmp_path: Path,
-                                          caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "training")
-    free = dict(dry_run=True, preflight_device="cuda", mixed_precision="bf16")
-
-    def needed(**more: object) -> float:
-        caplog.clear()
-        train(settings(talking, weights, tmp_path / "out", **free, **more))
-        return float(caplog.text.split("= on the card (nvidia-smi)")[1].split("GiB")[0])
-
-    whole, short = needed(), needed(max_tokens=4)
-    limit = (whole + short) / 2
-    if not short < limit < whole:
-        pytest.skip("the tiny clips are too small for a difference of a MiB")
-    needed(preflight_vram=limit)
-    fitting = int(caplog.text.split("--max_tokens ")[-1].split(":")[0])
-    assert needed(max_tokens=fitting) <= limit + 0.002
 
 
 def test_settings_that_wait_for_a_preflight_are_refused(talking: Path, weights: Path, tmp_path: Path) -> None:

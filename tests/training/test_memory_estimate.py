@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from common.features import FeatureBatch
 from common.timebase import video_frame_count
+from training.estimate import fitting_tokens
 from training.flops import flops
 from training.live_bytes import BLOCK, LiveBytes, counted_fakes
 from training.memory_estimate import estimate_memory, savings, state_bytes_per_number
@@ -132,6 +133,13 @@ def test_a_gpu_keeps_no_scores_unless_it_is_told_to() -> None:
     assert kept["sdpa", 32] < 4.0 * kept["sdpa", 16], "in proportion to tokens, and text beside them"
     scores = TINY.heads * 2 * (768**2 - 192**2)  # the probabilities in bfloat16,
     assert kept["math", 32] - kept["math", 16] > kept["sdpa", 32] - kept["sdpa", 16] + scores
+
+
+def test_the_tokens_that_would_fit_do_fit() -> None:
+    recipe = replace(PLAIN, is_gpu=True, dtype=torch.bfloat16, variant=replace(TINY, layers=1))
+    small, middle, large = (estimate_memory(recipe, batch(side)).reserved for side in (16, 24, 32))
+    # From 768 and 192 tokens, the room that 432 tokens need.
+    assert fitting_tokens((768, large), (192, small), middle) == pytest.approx(432, abs=4)
 
 
 def test_the_state_of_an_8_bit_optimiser_is_measured() -> None:
