@@ -18,7 +18,7 @@ from training.budget import tokens
 from training.checkpoints import CheckpointPlan
 from training.clips import EpochBatches
 from training.config import TrainConfig
-from training.disk_estimate import Disk, count_files, free_bytes
+from training.disk_estimate import Disk, FileCounts, count_files, free_bytes
 from training.estimate_report import Figures, Room, ValidationCost, as_text, options_text
 from training.flops import flops
 from training.launch import base_dtype
@@ -89,7 +89,7 @@ def _recipe(config: TrainConfig, plan: Plan, *, is_gpu: bool) -> Recipe:
         network_args=tuple(plan.arguments.items()), sizes_from=plan.start if network.dim_from_weights else None,
         conditions=tuple((name, tuple(one.settings_text().items())) for name, one in plan.conditions.items()),
         optimizer_type=settings.optimizer_type, optimizer_args=tuple(settings.optimizer_args),
-        learning_rate=settings.learning_rate)
+        learning_rate=settings.learning_rate, has_average=config.ema.ema_decay > 0)
 
 
 def _is_for_gpu(config: TrainConfig, plan: Plan, device: torch.device) -> bool:
@@ -171,8 +171,11 @@ def _validation(config: TrainConfig, plan: Plan, batches: EpochBatches, steps: i
 def _disk(config: TrainConfig, memory: Memory, checkpoints: CheckpointPlan, *, steps: int, per_epoch: int) -> Disk:
     precision = config.saving.save_precision
     dtype = parse_dtype(precision) if precision else torch.float32
-    return Disk(checkpoint=memory.saved.bytes_at(dtype), state=memory.saved.bytes_at(torch.float32) + memory.optimizer,
-                counts=count_files(checkpoints, steps=steps, steps_per_epoch=per_epoch),
+    counts = count_files(checkpoints, steps=steps, steps_per_epoch=per_epoch)
+    if config.ema.ema_decay:  # NAME-raw.safetensors beside the final file
+        counts = FileCounts(counts.most + 1, counts.left + 1)
+    state = memory.saved.bytes_at(torch.float32) + memory.optimizer + memory.average
+    return Disk(checkpoint=memory.saved.bytes_at(dtype), state=state, counts=counts,
                 free=free_bytes(config.saving.output_dir), states_kept=config.state.save_last_n_states)
 
 

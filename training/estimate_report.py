@@ -124,9 +124,11 @@ def _memory(figures: Figures) -> list[str]:
     base = dtype_name(recipe.dtype) + (" and float8" if recipe.fp8 is not None else "")
     note = f" ({memory.optimizer_note})" if memory.optimizer_note else ""
     rows = [_row(f"base weights, {base}", memory.base), _row("LoRA and conditions, float32", memory.network),
-            _row("gradients, float32", memory.gradients), _row(f"state of {recipe.optimizer_type}{note}",
-                                                               memory.optimizer),
-            _row(f"activations of the largest batch, {kept}", memory.activations)]
+            _row("gradients, float32", memory.gradients)]
+    if memory.average:
+        rows.append(_row("average of the trained weights", memory.average))
+    rows += [_row(f"state of {recipe.optimizer_type}{note}", memory.optimizer),
+             _row(f"activations of the largest batch, {kept}", memory.activations)]
     if memory.is_gpu:
         rows += [_row("workspaces of the GPU's libraries", memory.workspaces),
                  _row("= peak that torch will report", memory.allocated),

@@ -67,13 +67,15 @@ class Memory:
     portions: Portions
     """The blocks that were run."""
     saved: SavedNetwork
+    average: int = 0
+    """The average of the trained weights (`--ema_decay`)."""
     optimizer_note: str = ""
     """How the optimiser's state was found, where it was not by running it."""
 
     @property
     def tensors(self) -> int:
         """All tensors at the peak."""
-        return self.base + self.network + self.gradients + self.optimizer + self.activations
+        return self.base + self.network + self.gradients + self.average + self.optimizer + self.activations
 
     @property
     def workspaces(self) -> int:
@@ -127,7 +129,7 @@ def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = T
         activations = max(few.total(peak) + max(0, inputs_bytes), at_step)
     return Memory(base=steps.parts["base"], network=steps.parts["network"], gradients=steps.parts["gradients"],
                   optimizer=state, activations=round(activations), is_gpu=recipe.is_gpu, portions=few, saved=saved,
-                  optimizer_note=note)
+                  average=steps.parts["average"], optimizer_note=note)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from common.features import FeatureBatch
 from dataset.batches import LoadedBatch
 from networks.base import network_module
+from networks.ema import Ema
 from networks.formats import LoraFile
 from networks.lora import LoraNetwork
 from training.job import JobSettings, VideoJob, with_first_frame_shown
@@ -34,6 +35,7 @@ from wan.variants import Variant
 
 BASE_BLOCKS = 2
 """Blocks that every trial runs: the last ones, because memory peaks where the backward pass begins."""
+_ANY_DECAY = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Recipe:
     optimizer_type: str = "AdamW"
     optimizer_args: tuple[str, ...] = ()
     learning_rate: float = 1e-4
+    has_average: bool = False
+    """Whether an average of the weights is kept (`--ema_decay`)."""
 
     @property
     def optimizer_runs_on_fakes(self) -> bool:
@@ -148,6 +152,8 @@ class Trial:
                             batches_per_epoch=1, samples_per_epoch=1)
         self.bucket = GradientBucket(self.network.parameters(), Processes(device=device))
         told("gradients")
+        self.average = Ema(self.network, _ANY_DECAY) if recipe.has_average else None
+        told("average")
         self.optimizer: torch.optim.Optimizer | None = None
 
     def _network(self) -> LoraNetwork:

@@ -73,6 +73,8 @@ def test_what_stays_is_what_a_hand_counts() -> None:
     assert memory.gradients == math.ceil((numbers + 2) * 4 / BLOCK) * BLOCK
     counters = TINY.layers * 20 * BLOCK  # AdamW's step of every tensor
     assert memory.optimizer == numbers * 8 + counters
+    averaged = estimate_memory(replace(PLAIN, has_average=True), batch())
+    assert (averaged.average, averaged.tensors) == (numbers * 4, memory.tensors + numbers * 4)
 
 
 @pytest.mark.parametrize("recipe", [
