@@ -17,7 +17,7 @@ from common.logs import get_logger
 from training.clips import EpochBatches
 from training.config import TrainConfig
 from training.phases import current_phase
-from training.resume_rules import RULES, Rule, changed, refusals, told
+from training.resume_rules import RULES, Rule, changed, plain, refusals, told
 from training.run_record import FILE, RunRecord, read_record
 from training.state_settings import StateSection
 from training.states import SavedState, clear_newer, newest_whole, read_state, sweep
@@ -153,13 +153,7 @@ def _is_longer(before: Mapping[str, Any], config: TrainConfig) -> bool:
 
 def plain_values(config: TrainConfig) -> dict[str, Any]:
     """Every setting but secrets, as JSON has it."""
-    return {field.name: _plain(value_of(config, field)) for field in flags_of(type(config)) if not field.is_secret}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+    return {field.name: plain(value_of(config, field)) for field in flags_of(type(config)) if not field.is_secret}
 
 
 def facts_of(config: TrainConfig, batches: EpochBatches, run_id: str, phases: Sequence[Mapping[str, Any]] = ()

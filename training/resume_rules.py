@@ -6,7 +6,12 @@ refused. `docs/resume.md` has this table; a test holds the two together, and ano
 
 from collections.abc import Mapping
 from enum import Enum
+import functools
+from pathlib import Path
 from typing import Any
+
+from common.config import flags_of
+from training.config import TrainConfig
 
 
 class Rule(Enum):
@@ -59,9 +64,27 @@ RULES: Mapping[str, Rule] = {
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{setting: (value before, value now)} of what differs; a setting that one side lacks is None there."""
-    return {name: (before.get(name), now.get(name)) for name in dict.fromkeys([*before, *now])
-            if before.get(name) != now.get(name)}
+    """{setting: (value before, value now)} of what differs, of the settings that there are now.
+
+    What `before` lacks was not known to the version that wrote it, and had the effect of its default.
+    """
+    defaults = default_values()
+    return {name: (before.get(name, defaults.get(name)), value) for name, value in now.items()
+            if before.get(name, defaults.get(name)) != value}
+
+
+@functools.cache
+def default_values() -> Mapping[str, Any]:
+    """Every setting as it is where nobody gives it, as JSON has it."""
+    return {field.name: plain(field.info.get_default(call_default_factory=True))
+            for field in flags_of(TrainConfig) if not field.required}
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON has it."""
+    if isinstance(value, Path):
+        return str(value)
+    return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def refusals(before: Mapping[str, Any], now: Mapping[str, Any], *, weights_only: bool) -> list[str]:
