@@ -64,13 +64,16 @@ RULES: Mapping[str, Rule] = {
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{setting: (value before, value now)} of what differs, of the settings that there are now.
+    """{name: (value before, value now)} of what differs; what one side lacks is None there."""
+    return {name: (before.get(name), now.get(name)) for name in dict.fromkeys([*before, *now])
+            if before.get(name) != now.get(name)}
 
-    What `before` lacks was not known to the version that wrote it, and had the effect of its default.
-    """
+
+def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The same of the settings that there are now; what the version that wrote `before` did not know had the effect of
+    its default."""
     defaults = default_values()
-    return {name: (before.get(name, defaults.get(name)), value) for name, value in now.items()
-            if before.get(name, defaults.get(name)) != value}
+    return changed({name: before.get(name, defaults.get(name)) for name in now}, now)
 
 
 @functools.cache
@@ -91,13 +94,13 @@ def refusals(before: Mapping[str, Any], now: Mapping[str, Any], *, weights_only:
     """A sentence for every setting whose change the rules refuse."""
     refused = {Rule.NEVER} if weights_only else {Rule.NEVER, Rule.FRESH}
     return [f"--{name} was {_shown(old)}, is {_shown(new)} ({RULES[name].value})"
-            for name, (old, new) in changed(before, now).items() if RULES.get(name) in refused]
+            for name, (old, new) in _changed_settings(before, now).items() if RULES.get(name) in refused]
 
 
 def told(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A sentence for every change that is allowed and worth a line."""
     return [f"--{name} was {_shown(old)}, is {_shown(new)} from here on"
-            for name, (old, new) in changed(before, now).items() if RULES.get(name) is Rule.TOLD]
+            for name, (old, new) in _changed_settings(before, now).items() if RULES.get(name) is Rule.TOLD]
 
 
 def _shown(value: Any) -> str:
