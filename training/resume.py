@@ -18,7 +18,7 @@ from training.clips import EpochBatches
 from training.config import TrainConfig
 from training.phases import current_phase
 from training.resume_rules import RULES, Rule, changed, refusals, told
-from training.run_record import FILE, RunRecord, read_record
+from training.run_record import FILE, RunRecord, move_corrupt, read_record
 from training.state_settings import StateSection
 from training.states import SavedState, clear_newer, newest_whole, read_state, sweep
 
@@ -74,20 +74,22 @@ def find_start(config: TrainConfig) -> Start:
 def make_room(start: Start, config: TrainConfig) -> Start:
     """Take out of the way what the run would mistake for its own; nothing is deleted but unfinished files.
 
-    An earlier run's files go to a folder of their own where this one begins anew, and states that are newer than the
-    one that is gone on from are renamed.
+    An earlier run's files go to a folder of their own where this one begins anew. Where it goes on, states that are
+    newer than its own are renamed, and all that are here where it comes from another folder.
     """
     folder, name = config.saving.output_dir, config.saving.output_name
     if swept := sweep(folder):
         log.info("removed what a killed run left unfinished: %s", ", ".join(path.name for path in swept))
+    move_corrupt(folder)
+    is_own = start.state is not None and start.state.path.parent.resolve() == folder.resolve()
     if start.is_resumed and start.state is not None:
-        clear_newer(folder, name, start.state.step)
+        clear_newer(folder, name, start.state.step if is_own else -1)
     elif start.state is None and not config.state.force:
         clear_newer(folder, name, -1)
     else:
         aside = _move_away(folder, name)
-        if start.state is not None and aside is not None and (moved := aside / start.state.path.name).exists():
-            return replace(start, state=replace(start.state, path=moved))
+        if start.state is not None and aside is not None and is_own:
+            return replace(start, state=replace(start.state, path=aside / start.state.path.name))
     return start
 
 
@@ -156,6 +158,12 @@ def plain_values(config: TrainConfig) -> dict[str, Any]:
     return {field.name: _plain(value_of(config, field)) for field in flags_of(type(config)) if not field.is_secret}
 
 
+def _defaults() -> dict[str, Any]:
+    """What settings are where nobody sets them."""
+    return {field.name: _plain(field.info.get_default(call_default_factory=True)) for field in flags_of(TrainConfig)
+            if not field.info.is_required()}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
@@ -183,14 +191,15 @@ def check_change(start: Start, facts: Mapping[str, Any], settings: StateSection)
     """Compare a state with what this start asks for. ConfigError lists what is refused, and says what can be done."""
     assert start.state is not None
     before, now = start.state.facts, facts
-    problems = refusals(before["settings"], now["settings"], weights_only=start.weights_only)
+    settings_before = {**_defaults(), **before["settings"]}  # an older version has not all of today's
+    problems = refusals(settings_before, now["settings"], weights_only=start.weights_only)
     if not start.weights_only:
         problems += _other_content(before["content"], now["content"])
         problems += _other_phase(before, now, start.state.step, settings)
     raise_all(problems, ConfigError, f"{start.state.path.name} was made with other settings. Start with those "
               "(settings.toml in --output_dir holds them), or begin a run of another --output_name, or anew with "
               "--force; where it says so, --resume_weights_only takes the weights alone")
-    for line in told(before["settings"], now["settings"]):
+    for line in told(settings_before, now["settings"]):
         log.warning("%s", line)
     if before["processes"] != now["processes"]:
         log.warning("the run goes on in %d processes instead of %d: the same global batches, summed in another order",

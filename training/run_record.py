@@ -63,21 +63,32 @@ class RunRecord:
 def read_record(folder: Path, name: str) -> RunRecord:
     """The record of the run `name` in `folder`; a fresh one where there is none, or another run's.
 
-    A file that cannot be read, or whose fields are not what they should be, is moved to
-    ``training_state.json.corrupt-<time>`` and rebuilt from the states and checkpoints in the folder.
+    A file that cannot be read, or whose fields are not what they should be, is made again from the states and
+    checkpoints in the folder; `move_corrupt` takes it out of the way.
     """
-    path = folder / FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        record = _checked(values)
+        record = _read(folder)
     except FileNotFoundError:
         return rebuilt(folder, name)
     except (OSError, ValueError, TypeError) as error:
-        aside = put_aside(path, "corrupt")
-        log.warning("%s cannot be read (%s); it was moved to %s and made again from the states and checkpoints here.",
-                    path, error, aside.name)
+        log.warning("%s cannot be read (%s); it is made again from the states and checkpoints here.", folder / FILE,
+                    error)
         return rebuilt(folder, name)
     return record if record.name == name else rebuilt(folder, name)
+
+
+def move_corrupt(folder: Path) -> None:
+    """Rename the record of `folder` to ``training_state.json.corrupt-<time>`` where it cannot be read."""
+    try:
+        _read(folder)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError):
+        log.warning("%s was moved to %s", folder / FILE, put_aside(folder / FILE, "corrupt").name)
+
+
+def _read(folder: Path) -> RunRecord:
+    return _checked(json.loads((folder / FILE).read_text(encoding="utf-8")))
 
 
 def _checked(values: Any) -> RunRecord:

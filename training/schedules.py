@@ -185,6 +185,16 @@ def build_scheduler(optimizer: "Optimizer", settings: ScheduleSettings) -> "LRSc
     return LambdaLR(optimizer, lambda step: factor_at(step, settings))
 
 
+def set_rates(optimizer: "Optimizer", schedule: Any) -> None:
+    """Have the next step learn at the rates of a LambdaLR's own course: those that a state holds are of the course that
+    the run had then, which a longer run leaves."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    if isinstance(schedule, LambdaLR):
+        for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(schedule.last_epoch)
+
+
 def build_custom_scheduler(optimizer: "Optimizer", dotted_class: str, arguments: Sequence[str]) -> "LRScheduler":
     """A scheduler of any class (`lr_scheduler_type`) with `name=value` arguments; a bare name is one of torch."""
     from training.optimizers import import_class, parse_arguments

@@ -7,7 +7,7 @@ import pytest
 
 from tests.training.line import DATA, Line, fit
 from training.checkpoints import CheckpointPlan, Checkpoints
-from training.run_record import FILE, HISTORY, RecordKeeper, RunRecord, read_record
+from training.run_record import FILE, HISTORY, RecordKeeper, RunRecord, move_corrupt, read_record
 from training.states import state_path, write_state
 
 SCHEMA = {"schema": int, "name": str, "run_id": str, "status": str, "reason": str, "step": int, "epoch": int,
@@ -49,6 +49,8 @@ def test_a_spoilt_file_is_moved_aside_and_made_again(tmp_path: Path, spoilt: str
     made = read_record(tmp_path, "n")
     assert (made.step, made.run_id, made.states) == (2, "r", ["n-step00000002-state"])
     assert [one["path"] for one in made.checkpoints][-1] == "n.safetensors"
+    assert (tmp_path / FILE).read_text() == spoilt, "reading changes nothing"
+    move_corrupt(tmp_path)
     [aside] = [path for path in tmp_path.iterdir() if "corrupt" in path.name]
     assert aside.name.startswith(f"{FILE}.corrupt-") and aside.read_text() == spoilt and aside.name in caplog.text
 
