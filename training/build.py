@@ -202,7 +202,8 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
     # Behind all whose memory it saves, and before the previews: what they break costs no state.
     loop.callbacks.append(StateKeeper(state_plan(config), snapshot, facts))
     if previews is not None:
-        loop.callbacks.append(Previews(previews, dit=dit, network=network, as_saved=as_saved))
+        loop.callbacks.append(Previews(previews, dit=dit, network=network, as_saved=as_saved,
+                                       passing=checkpoints.plan.best))
     loop.callbacks += [
         RecordKeeper(config.saving.output_dir, start.record),
         run_summary(config, plan, checkpoints.plan, callbacks=loop.callbacks, processes=processes.count,

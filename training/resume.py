@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+import glob
 import os
 from pathlib import Path
 import re
@@ -17,6 +18,9 @@ from common.logs import get_logger
 from training.clips import EpochBatches
 from training.config import TrainConfig
 from training.phases import current_phase
+from training.preview_files import FOLDER as PREVIEWS
+from training.preview_files import HELD_OUT
+from training.preview_page import write_page
 from training.resume_rules import RULES, Rule, changed, refusals, told
 from training.run_record import FILE, RunRecord, move_corrupt, read_record
 from training.state_settings import StateSection
@@ -78,7 +82,7 @@ def make_room(start: Start, config: TrainConfig) -> Start:
     newer than its own are renamed, and all that are here where it comes from another folder.
     """
     folder, name = config.saving.output_dir, config.saving.output_name
-    if swept := sweep(folder):
+    if swept := [path for one in (folder, folder / PREVIEWS, folder / PREVIEWS / HELD_OUT) for path in sweep(one)]:
         log.info("removed what a killed run left unfinished: %s", ", ".join(path.name for path in swept))
     move_corrupt(folder)
     is_own = start.state is not None and start.state.path.parent.resolve() == folder.resolve()
@@ -102,16 +106,23 @@ def _named(path: Path) -> SavedState:
 
 
 def _move_away(folder: Path, name: str) -> Path | None:
-    """Rename what an earlier run of `name` left (states, checkpoints, record) into one folder beside; that folder."""
+    """Rename what an earlier run of `name` left (states, checkpoints, record, previews) into one folder beside; that
+    folder."""
     own = re.compile(re.escape(name) + r"(-step\d{8,}(-state)?|-\d{6,}|-best|-raw|-ema)?(\.safetensors)?")
     mine = [path for path in folder.iterdir() if path.name == FILE or (
         own.fullmatch(path.name) and (path.suffix or path.name.endswith("-state")))] if folder.is_dir() else []
-    if not mine:
+    previews = [*(folder / PREVIEWS).glob(f"{glob.escape(name)}_step*")]
+    if not mine and not previews:
         return None
     target = folder / f"{name}-before-{datetime.now():%Y%m%d-%H%M%S}"
     target.mkdir()
     for path in mine:
         os.replace(path, target / path.name)
+    if previews:
+        (target / PREVIEWS).mkdir()
+        for path in previews:
+            os.replace(path, target / PREVIEWS / path.name)
+        write_page(target / PREVIEWS)
     log.info("what an earlier run of '%s' left is now in %s", name, target)
     return target
 
