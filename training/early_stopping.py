@@ -36,7 +36,8 @@ class EarlyStopping(Callback):
 
     The first measurement is the best one; a later one is where it is better by more than `min_delta`. Any other is
     counted, and ends the run when it comes `steps` optimiser steps or more after the best one, or is the `evals`-th in
-    a row. One that failed, or that is no number, is not looked at.
+    a row. One that failed, or that is no number, is not looked at. Where a run goes on with something else that is
+    measured, the first one is the best again.
     """
 
     state_name: ClassVar[str] = "early_stopping"
@@ -47,14 +48,16 @@ class EarlyStopping(Callback):
         self.best_step = 0
         self.count = 0
         """Measurements since the best one."""
+        self._basis = ""
 
     def remembered(self) -> dict[str, Any]:
         """The best measurement, its step, and how many came after it."""
-        return {"best": self.best, "best_step": self.best_step, "count": self.count}
+        return {"best": self.best, "best_step": self.best_step, "count": self.count, "basis": self._basis}
 
     def recall(self, values: Mapping[str, Any]) -> None:
         """Take them up."""
         self.best, self.best_step, self.count = values["best"], values["best_step"], values["count"]
+        self._basis = values["basis"]
 
     def on_validation(self, run: Run, report: ValidationReport) -> None:
         """Compare with the best measurement, and stop where patience is at its end."""
@@ -64,6 +67,10 @@ class EarlyStopping(Callback):
                 log.warning("[early-stop] step %d: no %s was measured%s; it is not looked at", report.step,
                             self.metric.words, f" ({report.note})" if report.note else "")
             return
+        if self._basis != (basis := self.metric.basis(report)):
+            if self.best is not None:
+                self._say(run, "What is measured has changed; patience begins anew")
+            self.best, self._basis = None, basis
         if self.best is None or self.metric.improvement(self.best, current) > self.patience.min_delta:
             self.best, self.best_step, self.count = current, report.step, 0
             self._say(run, f"New best eval {current:.6g} at step {report.step}")

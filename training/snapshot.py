@@ -58,11 +58,16 @@ class Snapshot:
             bool(torch.isfinite(parameter).all()) for parameter in self._loop.job.parameters)
 
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
-        """Write the state on the first process; every process must call it, at the same step."""
+        """Write the state on the first process; every process must call it, at the same step.
+
+        An OSError is raised on all of them.
+        """
         loop = self._loop
         everywhere = loop.processes.gather(random_states(loop.processes.device))
-        if not loop.processes.is_main:
-            return
+        loop.processes.from_first(lambda: self._write(path, facts, everywhere))
+
+    def _write(self, path: Path, facts: Mapping[str, Any], everywhere: Sequence[Any]) -> None:
+        loop = self._loop
         run = {"run": asdict(loop.state), "guard": list(loop.guard.recent), "random": everywhere,
                "callbacks": {one.state_name: one.remembered() for one in loop.callbacks if one.state_name},
                "more": {name: part.state() for name, part in self._more.items()}}

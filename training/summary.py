@@ -11,7 +11,7 @@ from typing import Any
 from common.atomic import write_text
 from common.errors import UserError
 from common.logs import get_logger
-from training.callbacks import Callback, Outcome, Run, RunState
+from training.callbacks import Callback, Onlooker, Outcome, Run, RunState
 from training.loss_plot import RunHistory, read_history
 from training.memory_report import GIB, device_memory
 from training.noise_levels import LevelRow
@@ -86,10 +86,11 @@ def error_words(error: BaseException | None) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-class RunSummary(Callback):
+class RunSummary(Onlooker):
     """Writes the page when the run ends, however it ends. Stands last, so that all other files are there."""
 
     def __init__(self, sources: Sources) -> None:
+        super().__init__()
         self.sources = sources
         self._started = time.monotonic()
         self._first_step = 0
@@ -105,8 +106,10 @@ class RunSummary(Callback):
         metrics = self.sources.folder / "metrics.jsonl"
         course = course_of(read_history(metrics) if metrics.is_file() else [])
         page = self.sources.folder / PAGE
-        write_text(page, "\n".join(self._page(run, outcome, course)) + "\n")
-        log.info("the run in a page: %s", page)
+        text = "\n".join(self._page(run, outcome, course)) + "\n"
+        with self.writing(page):
+            write_text(page, text)
+            log.info("the run in a page: %s", page)
 
     def _page(self, run: Run, outcome: Outcome, course: Course) -> Iterator[str]:
         sources = self.sources
