@@ -78,7 +78,8 @@ def test_what_is_counted_goes_on_after_a_resume() -> None:
     parts = go_on(Line(DATA), Measured(*losses), again, state=state, memory=memory, steps=6)
     assert whole.state.step == parts.state.step == 5
     assert whole.stop_reason == parts.stop_reason and again.remembered() == stopping.remembered() == {
-        "best": 0.5, "best_step": 1, "count": 4, "basis": "held_out_loss "}
+        "best": 0.5, "best_step": 1, "count": 4, "since": 1, "basis": "held_out_loss ", "total_steps": 6,
+        "stopped": "early stopping: no better held-out loss for 4 evaluations; best 0.5 at step 1"}
 
 
 class Kept:
@@ -151,3 +152,18 @@ def test_another_measure_begins_anew_and_leaves_the_best_file_so_far(tmp_path: P
         assert asides and "what is measured has changed" in caplog.text
         for one in asides:
             one.unlink()
+
+
+@pytest.mark.parametrize(("goes_on", "steps", "end"), [(False, 9, 3), (True, 9, 5), (False, 12, 5)],
+                         ids=["again", "continue", "longer"])
+def test_a_run_that_had_stopped_ends_at_once_or_has_new_patience(goes_on: bool, steps: int, end: int) -> None:
+    """At once: the disk was full when its result was written, say."""
+    losses = (1.0, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6)
+    first = EarlyStopping(Patience(evals=2), Metric())
+    whole = fit(Line(DATA), Measured(*losses), first, steps=9)
+    assert whole.state.step == 3
+    again = EarlyStopping(Patience(evals=2), Metric(), goes_on=goes_on)
+    loop = go_on(Line(DATA), Measured(*losses), again, state=whole.state, memory={"early_stopping": first.remembered()},
+                 steps=steps)
+    assert loop.state.step == end and loop.stop_reason == (
+        "early stopping: no better held-out loss for 2 evaluations; best 0.5 at step 1")
