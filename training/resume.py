@@ -134,7 +134,7 @@ def _nothing_to_do(state: SavedState, config: TrainConfig) -> str:
     """
     settings, facts = config.state, state.facts
     status = facts.get("status", "running")
-    is_longer = _is_longer(facts["settings"], config)
+    is_longer = _is_longer(facts["settings"], config, int(facts.get("total_steps", 0)))
     if settings.continue_training or is_longer:
         return ""
     ways = "To go on: a larger --max_train_steps or --max_train_epochs, or --continue_training; to train anew: --force."
@@ -157,11 +157,11 @@ def sufficient_reason(epochs: int, settings: StateSection, where: str) -> str:
             "--continue_training; to train anew: --force.")
 
 
-def _is_longer(before: Mapping[str, Any], config: TrainConfig) -> bool:
+def _is_longer(before: Mapping[str, Any], config: TrainConfig, total_steps: int) -> bool:
     now = plain_values(config)
     if now["max_train_epochs"] is not None:
         return before.get("max_train_epochs") is None or now["max_train_epochs"] > before["max_train_epochs"]
-    return before.get("max_train_epochs") is None and now["max_train_steps"] > before["max_train_steps"]
+    return bool(now["max_train_steps"] > total_steps)
 
 
 def plain_values(config: TrainConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ transformers (and diffusers for piecewise_constant), so that numbers agree with 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -201,5 +202,11 @@ def build_custom_scheduler(optimizer: "Optimizer", dotted_class: str, arguments:
 
     path = dotted_class if "." in dotted_class else f"torch.optim.lr_scheduler.{dotted_class}"
     scheduler_class: Any = import_class(path, "lr_scheduler_type")
+    needed = [name for name, one in [*inspect.signature(scheduler_class.step).parameters.items()][1:]
+              if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    if needed:
+        raise ConfigError(f"lr_scheduler_type '{path}' wants to be told {', '.join(needed)} at every step, and a "
+                          "schedule here goes by steps alone. Choose another; --early_stopping_patience_evals looks at "
+                          "measurements.")
     return scheduler_class(optimizer, **parse_arguments(arguments, scheduler_class, "lr_scheduler_args",
                                                         taken=("optimizer",)))

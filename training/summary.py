@@ -165,12 +165,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def _validation_table(validations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """First, best and last measurement: all levels together, and each."""
+    """First, best and last measurement at the levels of the last one: all levels together, and each."""
+    levels = _levels(validations[-1])
+    validations = [one for one in validations if _levels(one) == levels]
     measured = [one for one in validations if one.get("held_out_loss") is not None]
     named = [("first", validations[0]), ("last", validations[-1])]
     if measured:
         named.insert(1, ("lowest loss", min(measured, key=lambda one: float(one["held_out_loss"]))))
-    levels = [f"{level['sigma']:g}" for level in validations[-1].get("by_sigma") or ()]
     rows = []
     for figure, words in (("held_out_loss", "loss"), ("audio_gap", "audio gap")):
         if figure == "audio_gap" and all(one.get(figure) is None for _, one in named):
@@ -180,6 +181,10 @@ def _validation_table(validations: Sequence[Mapping[str, Any]]) -> Iterator[str]
             cells = [_cell(value, figure) for value in (one.get(figure), *parts)]
             rows.append((f"{words}, {name} (step {one['step']})", *cells, *[""] * (len(levels) + 1 - len(cells))))
     yield from _table(("", "all", *levels), rows)
+
+
+def _levels(validation: Mapping[str, Any]) -> list[str]:
+    return [f"{level['sigma']:g}" for level in validation.get("by_sigma") or ()]
 
 
 def _cell(value: float | None, figure: str) -> str:

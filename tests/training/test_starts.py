@@ -107,10 +107,18 @@ def test_previews_of_the_run_before_go_with_it_and_rests_of_killed_ones_are_swep
                                                                                  tmp_path: Path) -> None:
     sample = tmp_path / "sample"
     (sample / "held_out").mkdir(parents=True)
-    rests = [sample / ".t_step00000001_00.999999999.0a0a0a0a.tmp.mp4", sample / "held_out" / ".a.999999999.0b0b0b0b.tmp"]
+    rests = [sample / ".t_step00000001_00.999999999.0a0a0a0a.tmp.mp4",
+             sample / "held_out" / ".a.999999999.0b0b0b0b.tmp"]
     for path in (*rests, sample / "t_step00000900_00.mp4", sample / "other_step00000900_00.mp4"):
         path.write_bytes(b"x")
     train(settings(talking, weights, tmp_path, max_train_steps=1, force=True))
     [before] = tmp_path.glob("t-before-*")
     assert sorted(path.name for path in (before / "sample").iterdir()) == ["index.html", "t_step00000900_00.mp4"]
     assert [path.name for path in sample.rglob("*") if path.is_file()] == ["other_step00000900_00.mp4"]
+
+
+def test_a_run_told_in_epochs_can_be_made_longer_in_steps(talking: Path, weights: Path, tmp_path: Path) -> None:
+    epochs = settings(talking, weights, tmp_path, max_train_epochs=1)
+    train(epochs)
+    train(settings(talking, weights, tmp_path, max_train_steps=6))
+    assert len(rates(tmp_path)) == 6
