@@ -33,6 +33,8 @@ class StopWish:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.is_urgent = False
+        """Whether a second signal broke something off, wherever it was."""
         self._noted_at = 0.0
         self._is_interruptible = False
 
@@ -70,6 +72,7 @@ class StopWish:
     def _note(self, number: int, frame: FrameType | None) -> Any:
         if self.number is not None:
             if time.monotonic() - self._noted_at > self.ECHO_S:
+                self.is_urgent = True
                 raise Interrupted(number)
             return
         self.number, self._noted_at = number, time.monotonic()

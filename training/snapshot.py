@@ -53,8 +53,11 @@ class Snapshot:
 
     @property
     def is_sound(self) -> bool:
-        """Whether the weights are those between two steps, and finite."""
-        return self._loop.is_between_steps and all(
+        """Whether the weights are those between two steps, and finite.
+
+        A second signal may have come where an average stood in their place.
+        """
+        return self._loop.is_between_steps and not self._loop.wish.is_urgent and all(
             bool(torch.isfinite(parameter).all()) for parameter in self._loop.job.parameters)
 
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:

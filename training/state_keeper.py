@@ -94,7 +94,7 @@ class StateKeeper(Callback):
         if not stands_alone:
             log.warning("one process failed alone, so no state is saved now; the last saved one is gone on from")
         elif not self.snapshot.is_sound:
-            log.warning("the step was broken off in its middle, so no state is saved now; the last saved one is gone "
+            log.warning("the run was broken off at once, so no state is saved now; the last saved one is gone "
                         "on from")
         elif run.state.step != self._saved_step or outcome is Outcome.FINISHED:
             is_early = run.stop_reason and outcome is Outcome.FINISHED
