@@ -12,7 +12,7 @@ from typing import Any
 
 from common.atomic import write_text
 from common.logs import get_logger
-from training.callbacks import Callback, Outcome, Run, RunState, StepReport, ValidationReport
+from training.callbacks import Onlooker, Outcome, Run, RunState, StepReport, ValidationReport
 
 log = get_logger(__name__)
 
@@ -237,13 +237,14 @@ def _drawable(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else value for value in values]
 
 
-class LossHistory(Callback):
+class LossHistory(Onlooker):
     """``loss_history.png`` and ``.json`` beside ``metrics.jsonl``: every few steps, at validations and at the end.
 
     Stands behind `StepLog` in the list of callbacks, whose lines it reads.
     """
 
     def __init__(self, folder: Path, title: str, every: int = 100) -> None:
+        super().__init__()
         self.folder, self.title, self.every = folder, title, every
 
     def on_step(self, run: Run, report: StepReport) -> None:
@@ -266,5 +267,7 @@ class LossHistory(Callback):
         runs = [one for one in read_history(metrics) if one.steps or one.validations]
         if not runs:
             return
-        write_text(self.folder / TABLE, json.dumps(history_table(runs)))
-        draw_history(runs, self.folder / PICTURE, title=self.title)
+        with self.writing(self.folder / TABLE):
+            write_text(self.folder / TABLE, json.dumps(history_table(runs)))
+        with self.writing(self.folder / PICTURE):
+            draw_history(runs, self.folder / PICTURE, title=self.title)
