@@ -240,16 +240,25 @@ def _drawable(values: Sequence[float | None]) -> list[float]:
 class LossHistory(Onlooker):
     """``loss_history.png`` and ``.json`` beside ``metrics.jsonl``: every few steps, at validations and at the end.
 
-    Stands behind `StepLog` in the list of callbacks, whose lines it reads.
+    Stands behind `StepLog` in the list of callbacks, whose lines it reads. All of them are read each time, so a long
+    run is drawn more seldom: when a fiftieth of its steps came new, so that drawing never costs a share that grows.
     """
+
+    SHARE = 50
 
     def __init__(self, folder: Path, title: str, every: int = 100) -> None:
         super().__init__()
         self.folder, self.title, self.every = folder, title, every
+        self._drawn = 0
+
+    def on_start(self, run: Run) -> None:
+        """Count from where the run stands."""
+        self._drawn = run.state.step
 
     def on_step(self, run: Run, report: StepReport) -> None:
-        """Bring both up to date every `every` steps."""
-        if report.step % self.every == 0:
+        """Bring both up to date every `every` steps, or more seldom (see above)."""
+        if report.step % self.every == 0 and report.step - self._drawn >= report.step // self.SHARE:
+            self._drawn = report.step
             self._write(run)
 
     def on_validation(self, run: Run, report: ValidationReport) -> None:

@@ -139,7 +139,7 @@ def _nothing_to_do(state: SavedState, config: TrainConfig) -> str:
         return ""
     ways = "To go on: a larger --max_train_steps or --max_train_epochs, or --continue_training; to train anew: --force."
     has_result = (config.saving.output_dir / f"{config.saving.output_name}.safetensors").exists()
-    if status in ("finished", "stopped early") and not has_result:
+    if not has_result and (status in ("finished", "stopped early") or settings.min_sufficient_epochs is not None):
         return ""  # the disk was full at the end, say: going on writes what is missing
     if status == "finished":
         return f"this run is finished: {state.step} of {facts.get('total_steps')} steps ({state.path.name}). {ways}"
