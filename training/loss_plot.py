@@ -142,7 +142,7 @@ def draw_history(runs: Sequence[RunHistory], path: Path, *, title: str = "") -> 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from common.atomic import atomic_path
+    from common.plots import save_figure
 
     more = []
     if any(run.validated_at(0)[1] for run in runs):
@@ -166,8 +166,7 @@ def draw_history(runs: Sequence[RunHistory], path: Path, *, title: str = "") -> 
         for run in runs[1:]:
             panel.axvline(run.offset, color="tab:gray", linestyle=":", linewidth=0.8)
     panels[-1].set(xlabel="optimiser step")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def _draw_losses(panel: Any, runs: Sequence[RunHistory]) -> None:
