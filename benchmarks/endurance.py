@@ -57,17 +57,20 @@ def measure(folder: Path, steps: int) -> int:
     process = run.start()
     watched = psutil.Process(process.pid)
     rows: list[tuple[int, float]] = []
-    started, due = time.monotonic(), EARLY
+    size = 0.0
+    # One step later: the validation and the previews of the step are then behind it.
+    started, due = time.monotonic(), EARLY + 1
     while process.poll() is None:
         time.sleep(0.5)
-        size = _resident(watched)
+        size = _resident(watched) or size
         done = _last_step(run)
         if size and done >= due:
             rows.append((done, size))
-            due = done - done % EARLY + EARLY
+            due += EARLY
     if process.returncode:
         print(run.said[-3000:])
         return 1
+    rows.append((steps, size))
     print(f"{steps} steps in {time.monotonic() - started:.0f} s\n\n| after step | resident MiB |\n|---|---|")
     for done, size in rows:
         print(f"| {done} | {size:.1f} |")
