@@ -91,14 +91,14 @@ class Training:
     def kill_after(self, seconds: float, *, of_steps: bool) -> bool:
         """Start it and kill every process of it with signal 9; False where it had ended before.
 
-        `seconds` count from its first line in the log of steps, or from the start of Python.
+        `seconds` count from its first new step in the log, or from the start of Python.
         """
         process = self.start()
-        lines, began = len(self.lines), None if of_steps else time.monotonic()
+        before, began = self.step, None if of_steps else time.monotonic()
         while began is None or time.monotonic() < began + seconds:
             if process.poll() is not None:
                 return False
-            if began is None and len(self.lines) > lines + 1:
+            if began is None and self.step not in (0, before):
                 began = time.monotonic()
             time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
