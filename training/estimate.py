@@ -83,7 +83,7 @@ def _recipe(config: TrainConfig, plan: Plan, *, is_gpu: bool) -> Recipe:
     stores_fp8 = speed_.uses_fp8 or plan.is_stored_in_fp8
     return Recipe(
         variant=plan.variant, dtype=base_dtype(speed_, torch.device("cuda" if is_gpu else "cpu")), is_gpu=is_gpu,
-        fp8=Fp8Settings() if stores_fp8 else None, checkpointing=speed_.gradient_checkpointing,
+        fp8=Fp8Settings() if stores_fp8 else None, activations="full" if speed_.gradient_checkpointing else "none",
         attention=speed_.attention, network_module=network.network_module, network_dim=network.network_dim,
         network_alpha=network.network_alpha, network_dropout=network.network_dropout,
         network_args=tuple(plan.arguments.items()), sizes_from=plan.start if network.dim_from_weights else None,

@@ -225,7 +225,7 @@ def savings(recipe: Recipe, inputs: StepInputs) -> list[Saving]:
     """What each option that is not taken yet would make of it, and all of them together."""
     changes: dict[str, dict[str, Any]] = {}
     if not recipe.checkpointing:
-        changes["--gradient_checkpointing"] = {"checkpointing": True}
+        changes["--gradient_checkpointing"] = {"activations": "full"}
     if recipe.fp8 is None:
         changes["--fp8_base"] = {"fp8": Fp8Settings()}
     if recipe.optimizer_type.lower() in ("", "adamw") and find_spec("bitsandbytes") is not None:

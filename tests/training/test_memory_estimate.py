@@ -78,7 +78,7 @@ def test_what_stays_is_what_a_hand_counts() -> None:
 
 
 @pytest.mark.parametrize("recipe", [
-    PLAIN, replace(HEARING, checkpointing=True, is_gpu=True),
+    PLAIN, replace(HEARING, activations="full", is_gpu=True),
     replace(HEARING, fp8=Fp8Settings(), dtype=torch.bfloat16, is_gpu=True)],
     ids=["plain", "hearing, checkpointing, GPU", "hearing, fp8, GPU"])
 def test_adding_up_blocks_gives_the_whole_model(recipe: Recipe) -> None:
@@ -87,7 +87,7 @@ def test_adding_up_blocks_gives_the_whole_model(recipe: Recipe) -> None:
     assert len(added.portions.blocks) < 4 == len(whole.portions.blocks)
 
 
-@pytest.mark.parametrize("recipe", [PLAIN, replace(HEARING, checkpointing=True),
+@pytest.mark.parametrize("recipe", [PLAIN, replace(HEARING, activations="full"),
                                     replace(HEARING, dtype=torch.bfloat16, fp8=Fp8Settings())])
 def test_real_tensors_take_what_was_estimated(recipe: Recipe) -> None:
     estimated = estimate_memory(recipe, batch())

@@ -1,8 +1,8 @@
 """Products in 8-bit floating point, forward and backward, for frozen weights.
 
-One copy of a weight, in e4m3 with one scale for all of it; rows of activations and of gradients are scaled as they come.
-The input gradient takes the weight transposed on the fly, so nothing is held twice. Accumulation is in the GPU's
-units (fast), the result in bfloat16. LoRA is added beside it in bfloat16, as beside any linear layer.
+One copy of a weight, in e4m3 with one scale for all of it; rows of activations and of gradients get a scale each as
+they come. The input gradient takes the weight transposed on the fly, so nothing is held twice. Accumulation is in the
+GPU's units (fast), the result in bfloat16. LoRA is added beside it in bfloat16, as beside any linear layer.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def quantise_rows(x: Float[Tensor, "M K"]) -> tuple[Float[Tensor, "M K"], Float[
 
 def scaled_product(x: Float[Tensor, "M K"], values: Float[Tensor, "K N"], scale: Tensor, dtype: torch.dtype,
                    bias: Tensor | None = None) -> Float[Tensor, "M N"]:
-    """x @ (values · scale) with the rows of x quantised; `values` lie column by column in memory (a transposed view)."""
+    """x @ (values · scale) with the rows of x quantised; `values` lie column by column (a transposed view)."""
     rows, row_scale = quantise_rows(x)
     columns = scale.reshape(1, 1).expand(1, values.shape[1]).contiguous()
     return torch._scaled_mm(rows, values, scale_a=row_scale, scale_b=columns, bias=bias, out_dtype=dtype,
@@ -54,16 +54,12 @@ class _Product(torch.autograd.Function):
 class Fp8ProductLinear(Fp8Linear):
     """A frozen linear layer that multiplies in float8. Its weight has one scale (`store` makes it so)."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True,
-                 settings: Fp8Settings = Fp8Settings()) -> None:  # noqa: B008
-        super().__init__(in_features, out_features, bias, Fp8Settings(mode="tensor"))
-
     def store(self, weight: Tensor | Quantised, scale_dtype: torch.dtype | None = None) -> None:
         """Take a weight; one that was quantised by rows or blocks, or in another format, is quantised anew."""
         if isinstance(weight, Quantised) and (weight.scale.numel() > 1 or weight.values.dtype != torch.float8_e4m3fn):
             weight = dequantise(weight, torch.float32)
         if not isinstance(weight, Quantised):
-            weight = quantise(weight.float(), self.settings)
+            weight = quantise(weight.float(), Fp8Settings(mode="tensor"))
         super().store(Quantised(weight.values, weight.scale.float().reshape(())))
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
@@ -73,18 +69,7 @@ class Fp8ProductLinear(Fp8Linear):
         return _Product.apply(flat, self.weight, self.scale_weight, bias).reshape(*x.shape[:-1], -1)
 
 
-def use_fp8_products(model: nn.Module, within: str = "blocks") -> list[str]:
-    """Replace the linears under `model.<within>` by empty ones that multiply in float8; return their names.
-
-    Those over few rows and those whose sizes do not suit the units store float8 with one scale and compute in 16 bits.
-    """
-    names = [name for name, module in model.get_submodule(within).named_modules(prefix=within)
-             if isinstance(module, nn.Linear)]
-    for name in names:
-        old = model.get_submodule(name)
-        assert isinstance(old, nn.Linear)
-        suits = old.in_features % MULTIPLE == 0 and old.out_features % MULTIPLE == 0
-        kind = Fp8Linear if name.endswith(FEW_ROWS) or not suits else Fp8ProductLinear
-        model.set_submodule(name, kind(old.in_features, old.out_features, old.bias is not None,
-                                       Fp8Settings(mode="tensor")))
-    return names
+def kind_of(name: str, linear: nn.Linear) -> type[Fp8Linear]:
+    """What a linear of a block becomes: over few rows, and with sizes that do not suit the units, it only stores."""
+    suits = linear.in_features % MULTIPLE == 0 and linear.out_features % MULTIPLE == 0
+    return Fp8ProductLinear if suits and not name.endswith(FEW_ROWS) else Fp8Linear
