@@ -116,7 +116,8 @@ def measure(row: Row, *, device: str, rank: int, attention: str) -> dict[str, An
                   "reserved_gib": torch.cuda.max_memory_reserved() / GIB}
     stats = torch._dynamo.utils.counters
     return {"row": asdict(row), "seconds": median(seconds[WARM_UPS:]), "first_s": seconds[0], "built_s": built,
-            **memory, "graphs": stats["stats"].get("unique_graphs", 0), "graph_breaks": sum(stats["graph_break"].values())}
+            **memory, "graphs": stats["stats"].get("unique_graphs", 0),
+            "graph_breaks": sum(stats["graph_break"].values())}
 
 
 VARIANTS: dict[str, Any] = {}
@@ -180,8 +181,8 @@ def table(path: Path) -> str:
             key = (one["row"]["task"], tuple(one["row"]["grid"]), one["row"]["kind"])
             ratio = f"{one['seconds'] / plain[key]:.3f}" if key in plain else ""
             memory = f"{one.get('allocated_gib', 0):.1f} / {one.get('reserved_gib', 0):.1f}"
-            rows.append(f"| {one['row']['name']} | {one['seconds']:.3f} | {ratio} | {memory} | first {one['first_s']:.0f} s, graphs {one['graphs']}, "
-                        f"breaks {one['graph_breaks']} |")
+            rows.append(f"| {one['row']['name']} | {one['seconds']:.3f} | {ratio} | {memory} | first {one['first_s']:.0f} s, "
+                        f"graphs {one['graphs']}, breaks {one['graph_breaks']} |")
     head = "| row | s | of the plain path | GiB allocated / reserved | compiling |"
     return "\n".join([head, "|---|---|---|---|---|", *rows])
 
