@@ -181,8 +181,8 @@ def table(path: Path) -> str:
             key = (one["row"]["task"], tuple(one["row"]["grid"]), one["row"]["kind"])
             ratio = f"{one['seconds'] / plain[key]:.3f}" if key in plain else ""
             memory = f"{one.get('allocated_gib', 0):.1f} / {one.get('reserved_gib', 0):.1f}"
-            rows.append(f"| {one['row']['name']} | {one['seconds']:.3f} | {ratio} | {memory} | first {one['first_s']:.0f} s, "
-                        f"graphs {one['graphs']}, breaks {one['graph_breaks']} |")
+            rows.append(f"| {one['row']['name']} | {one['seconds']:.3f} | {ratio} | {memory} | "
+                        f"first {one['first_s']:.0f} s, graphs {one['graphs']}, breaks {one['graph_breaks']} |")
     head = "| row | s | of the plain path | GiB allocated / reserved | compiling |"
     return "\n".join([head, "|---|---|---|---|---|", *rows])
 
@@ -194,6 +194,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, nargs="*", help="numbers of rows, from 0")
     parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU")
     parser.add_argument("--attention", default="sdpa", help="back end")
+    parser.add_argument("--steps", type=int, help="measured steps, in place of each row's own number")
     parser.add_argument("--deadline", type=float, default=1e9, help="begin no row after so many seconds")
     parser.add_argument("--here", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -207,7 +208,8 @@ def main() -> int:
             print(f"left out, because the time is over: row {number}")
             continue
         words = [sys.executable, "-m", "benchmarks.dit_speed", str(given.results), "--here", str(number), "--attention",
-                 given.attention, *(["--tiny"] if given.tiny else [])]
+                 given.attention, *(["--tiny"] if given.tiny else []),
+                 *(["--steps", str(given.steps)] if given.steps else [])]
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             print((done.stdout + done.stderr)[-1500:])
@@ -224,6 +226,7 @@ def _here(given: argparse.Namespace, path: Path) -> int:
         _append(path, {"ceilings": ceilings(device)})
         return 0
     row, rank = ROWS[given.here], 32
+    row = replace(row, steps=given.steps or row.steps)
     if given.tiny:
         from wan.variants import Variant
 
