@@ -70,10 +70,10 @@ def measure(row: Row, *, device: str, rank: int, attention: str) -> dict[str, An
     from common.features import FeatureBatch
     from training.trial import Recipe, StepInputs, Trial, empty_dit
     from wan.memory.fp8 import Fp8Settings
-    from wan.variants import find_task
+    from wan.variants import Variant
 
     where = torch.device(device)
-    variant = VARIANTS.get(row.task) or find_task(row.task).variant
+    variant = Variant(in_channels=16, out_channels=16, **SIZES[row.task])
     fp8 = {"": None, "stores": Fp8Settings(), "computes": Fp8Settings(mode="tensor", computes=True)}[row.fp8]
     recipe = Recipe(variant=variant, dtype=torch.bfloat16, is_gpu=where.type == "cuda", fp8=fp8, attention=attention,
                     activations=row.activations, compiled=row.compiled, network_dim=rank, network_alpha=float(rank))
@@ -120,8 +120,11 @@ def measure(row: Row, *, device: str, rank: int, attention: str) -> dict[str, An
             "graph_breaks": sum(stats["graph_break"].values())}
 
 
-VARIANTS: dict[str, Any] = {}
-"""Variants of rows that are no task's."""
+SIZES: dict[str, dict[str, int]] = {
+    "t2v-14B": {"dim": 5120, "ffn_dim": 13824, "layers": 40, "heads": 40, "text_dim": 4096},
+    "t2v-1.3B": {"dim": 1536, "ffn_dim": 8960, "layers": 30, "heads": 12, "text_dim": 4096},
+    "tiny": {"dim": 64, "ffn_dim": 128, "layers": 4, "heads": 2, "text_dim": 16},
+}
 
 
 def _finish(device: Any) -> None:
@@ -228,9 +231,6 @@ def _here(given: argparse.Namespace, path: Path) -> int:
     row, rank = ROWS[given.here], 32
     row = replace(row, steps=given.steps or row.steps)
     if given.tiny:
-        from wan.variants import Variant
-
-        VARIANTS["tiny"] = Variant(dim=64, ffn_dim=128, layers=4, heads=2, in_channels=16, out_channels=16, text_dim=16)
         policy = row.activations if ":" not in row.activations else "matmuls:2,attention"
         row, rank = replace(row, task="tiny", grid=(3, 8, 12), activations=policy, steps=2), 4
     _append(path, measure(row, device=device, rank=rank, attention=given.attention))
