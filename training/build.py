@@ -192,7 +192,8 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
     def as_saved() -> Any:
         return averaged(optimizer, ema)
 
-    loop.callbacks += [checkpoints, *watchers(config, plan, checkpoints.plan, write=write, accelerator=accelerator)]
+    loop.callbacks += [checkpoints, *watchers(config, plan, checkpoints.plan, write=write, accelerator=accelerator,
+                                              is_first_start=start.state is None and not config.state.force)]
     if ema is not None:
         loop.callbacks.append(RawWeights(checkpoints.plan.final, write.raw))
     if plan.phases:

@@ -1,16 +1,17 @@
 """A small training on the shipped weights and clips, as a user starts it, and what it leaves."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 import json
 import os
 from pathlib import Path
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from typing import Any
 
+import psutil
 from safetensors.torch import load_file
 import torch
 
@@ -101,8 +102,13 @@ class Training:
             if began is None and self.step not in (0, before):
                 began = time.monotonic()
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
+        # torchrun gives its workers sessions of their own, so the process group is not all of it.
+        whole = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in whole:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()
+        psutil.wait_procs(whole, timeout=10)
         return True
 
     @property
