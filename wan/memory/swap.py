@@ -83,7 +83,8 @@ class BlockSwap:
             self._hosts[i] = self._packed(self._parts[i])
         nbytes = max(host.numel() for host in self._hosts.values())
         buffers = torch.empty(min(ring, count), nbytes, dtype=torch.uint8, device=dit.device)
-        self._ring = [_Slot(buffer) for buffer in buffers]
+        # The allocator may have given memory that earlier work of the computing stream still reads.
+        self._ring = [_Slot(buffer, freed=self._transfers.moment()) for buffer in buffers]
         wrap(dit, self._run)
 
     @property
