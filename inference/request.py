@@ -10,7 +10,7 @@ from common.errors import ConfigError
 from common.timebase import floor_frame_count, is_valid_frame_count
 from inference.segments import overlap_problem
 from wan.audio_presets import PresetName
-from wan.encoders.specs import FP8_T5_DIFFERS, FP8_T5_HELP
+from wan.text_storage import FP8_T5_DIFFERS, FP8_T5_HELP
 from wan.variants import TASKS, find_task
 
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]

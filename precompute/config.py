@@ -9,7 +9,8 @@ from common.errors import ConfigError
 from common.timebase import floor_frame_count, is_valid_frame_count
 from dataset.schema import AudioShort
 from wan.audio_presets import PRESETS, PresetName, Scope, parse_loudness
-from wan.encoders.specs import FP8_T5_DIFFERS, FP8_T5_HELP, NullText
+from wan.encoders.specs import NullText
+from wan.text_storage import FP8_T5_DIFFERS, FP8_T5_HELP
 from wan.variants import TASKS
 
 _EVERY_SCRIPT = (

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.config import Section, flag
-from wan.encoders.specs import FP8_T5_DIFFERS, FP8_T5_HELP
+from wan.text_storage import FP8_T5_DIFFERS, FP8_T5_HELP
 
 DTYPES = ("float32", "bfloat16", "float16")
 

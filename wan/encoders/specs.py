@@ -20,11 +20,6 @@ NULL = "null"
 SILENCE, VAD = "silence", "vad"
 """Tensors that `audio` may hold beside `states`."""
 
-FP8_T5_HELP = ("hold umT5's linears as float8: 6.4 GiB instead of 10.6, for cards that have no room; the texts differ "
-               "a little (docs/performance.md) and caches remember it")
-FP8_T5_DIFFERS = "with a scale for every 64 weights; the embedding and the arithmetic keep --t5_dtype"
-"""What the scripts that read texts say of `--fp8_t5`."""
-
 CLIP_KEY: tuple[KeyPart, ...] = ("source", "span", "size")
 
 LATENTS = FeatureSpec("latents", 1, CLIP_KEY, (TensorSpec("latents", "16 F H W"),))
