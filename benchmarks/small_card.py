@@ -30,10 +30,10 @@ import torch.nn.functional as F  # noqa: E402, N812
 
 from benchmarks.random_weights import SIZES  # noqa: E402
 from networks.lora_wan import create_network  # noqa: E402
-from wan.memory.checkpointing import enable_checkpointing  # noqa: E402
 from wan.memory.estimate import Holding, memory_need  # noqa: E402
 from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears  # noqa: E402
 from wan.memory.offload import ActivationOffload  # noqa: E402
+from wan.memory.recompute import recompute_blocks  # noqa: E402
 from wan.memory.swap import BlockSwap  # noqa: E402
 from wan.memory.transfers import transfers_for  # noqa: E402
 from wan.modules.dit import WanDiT  # noqa: E402
@@ -124,7 +124,7 @@ def measure(setting: Setting, row: Row) -> dict[str, Any]:
     if row.offloads:
         ActivationOffload(dit)
     else:
-        enable_checkpointing(dit)
+        recompute_blocks(dit)
     network = create_network(dit, dim=RANK, alpha=RANK)
     network.to(setting.device).attach().train()
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -181,7 +181,7 @@ def check(setting: Setting, layers: int = 6) -> Iterator[dict[str, Any]]:
             if offloads:
                 ActivationOffload(dit)
             else:
-                enable_checkpointing(dit)
+                recompute_blocks(dit)
             found = gradients(few, dit)
             expected = expected or found
             worst = max(((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()

@@ -1,6 +1,7 @@
 """The assembly hall: from settings to a finished training run. The one file that sees every section and every room."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from training import preflight
 from training.checkpoints import CheckpointPlan, Checkpoints
 from training.clips import EpochBatches, digest, sizes_of
 from training.config import OptimiserSection, TrainConfig
+from training.estimate import tell_estimate
 from training.fitting import attach, need_of, tell_need
 from training.guard import Guard
 from training.job import JobSettings, VideoJob
@@ -39,7 +41,7 @@ from training.loop import Loop, LoopSettings
 from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import NetworkWriter, averaged
 from training.parallel import Processes
-from training.phases import PhaseLines, cuts, epochs_of, job_phases, phases_content
+from training.phases import PhaseLines, cuts, epochs_of, heaviest, job_phases, phases_content
 from training.preflight import Plan, timestep_settings
 from training.preview_plan import prepare_previews
 from training.previews import Previews
@@ -68,7 +70,7 @@ PHASES_FILE = "phases.toml"
 
 
 def train(config: TrainConfig) -> Path | None:
-    """Run a training to its end and return the final file; None where `--show_timesteps` asked for a picture only.
+    """Run a training to its end and return the final file; None where `--show_timesteps` or `--dry_run` only looked.
 
     Works in one process and in all processes of an `accelerate launch`. A run that was here before is gone on with
     (`training.resume`). Raises UserError before the first step for whatever does not fit,
@@ -88,11 +90,11 @@ def train(config: TrainConfig) -> Path | None:
     if config.noise.show_timesteps is not None:
         show_timesteps(config, plan)
         return None
-    with run_lock(config.saving, processes):
+    with nullcontext() if config.preflight.dry_run else run_lock(config.saving, processes):
         return _run(config, plan, start, processes=processes, accelerator=accelerator)
 
 
-def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes, accelerator: Any) -> Path:
+def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes, accelerator: Any) -> Path | None:
     batches = EpochBatches(plan.clips, _seed(config), processes, config.length.max_data_loader_n_workers,
                            plan.showing.min_frames)
     if plan.phases:
@@ -101,6 +103,17 @@ def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes,
     facts = facts_of(config, batches, start.record.run_id, phases_content(plan, batches, timestep_settings(config)))
     if start.state is not None:
         check_change(start, facts, config.state)
+    if config.preflight.is_wanted:
+        estimated = batches
+        if plan.phases:
+            phase = heaviest(plan.phases, plan.variant.patch)
+            estimated = phase.batches(batches)
+            log.info("the estimate is of phase %d, which has the largest batches, as if the whole run were it",
+                     phase.number)
+        tell_estimate(config, plan, estimated, length=loop_settings(config), checkpoints=checkpoint_plan(config),
+                      done=start.state.step if start.state is not None and start.is_resumed else 0)
+        if config.preflight.dry_run:
+            return None
     start = processes.from_first(lambda: make_room(start, config))
     if processes.is_main:
         write_text(config.saving.output_dir / SETTINGS_FILE, to_toml(config))
@@ -180,7 +193,8 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
     def as_saved() -> Any:
         return averaged(optimizer, ema)
 
-    loop.callbacks += [checkpoints, *watchers(config, plan, checkpoints.plan, write=write, accelerator=accelerator)]
+    loop.callbacks += [checkpoints, *watchers(config, plan, checkpoints.plan, write=write, accelerator=accelerator,
+                                              is_first_start=start.state is None and not config.state.force)]
     if ema is not None:
         loop.callbacks.append(RawWeights(checkpoints.plan.final, write.raw))
     if plan.phases:

@@ -9,6 +9,7 @@ from common.config import Section, flag
 from common.errors import ConfigError
 from training.early_stopping_settings import EarlyStoppingSection
 from training.ema_settings import EmaSection
+from training.estimate_settings import PreflightSection
 from training.phase_settings import PhaseSection
 from training.preview_settings import PreviewSection
 from training.region_settings import RegionSection
@@ -287,6 +288,7 @@ class TrainConfig(Section):
     validation: ValidationSection
     previews: PreviewSection
     early_stopping: EarlyStoppingSection
+    preflight: PreflightSection
     logging: LoggingSection
 
     def problems(self) -> Iterable[str]:

@@ -13,6 +13,7 @@ from wan.memory.checkpointing import enable_checkpointing
 from wan.memory.estimate import Holding, MemoryNeed, memory_need
 from wan.memory.fp8 import Fp8Settings
 from wan.memory.offload import ActivationOffload
+from wan.memory.recompute import recompute_blocks
 from wan.memory.swap import BlockSwap
 from wan.modules.dit import WanDiT
 
@@ -57,5 +58,7 @@ def attach(config: TrainConfig, dit: WanDiT) -> None:
                  swap.host_bytes / 2**30, dit.device, swap.ring_bytes / 2**30)
     if config.speed.gradient_checkpointing and card.gradient_checkpointing_cpu_offload:
         ActivationOffload(dit)
+    elif config.speed.gradient_checkpointing and card.blocks_to_swap:
+        recompute_blocks(dit)  # around the swap
     elif config.speed.gradient_checkpointing:
         enable_checkpointing(dit)

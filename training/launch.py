@@ -70,7 +70,8 @@ def base_dtype(settings: SpeedSection, device: torch.device) -> torch.dtype:
         raise ConfigError(FP16_REFUSED)
     if wish is None:
         wish = "bf16" if device.type == "cuda" else "no"
-    if wish == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    is_here = device.type == "cuda" and torch.cuda.is_available()  # a preflight may be for a GPU elsewhere
+    if wish == "bf16" and is_here and not torch.cuda.is_bf16_supported():
         log.warning("this GPU has no bfloat16 units; it is emulated and slow. --mixed_precision no uses float32.")
     return torch.bfloat16 if wish == "bf16" else torch.float32
 

@@ -176,6 +176,15 @@ def largest_batch(clips: Sequence[TrainingItem], patch: tuple[int, int, int]) ->
     return max(sizes, key=lambda pair: tokens(pair[0], patch) * pair[1])
 
 
+def heaviest(phases: Sequence[Phase], patch: tuple[int, int, int]) -> Phase:
+    """The phase with the largest batch, by tokens."""
+    def load(phase: Phase) -> int:
+        clip, samples = largest_batch(phase.clips, patch)
+        return tokens(clip, patch) * samples
+
+    return max(phases, key=load)
+
+
 def describe(phases: Sequence[Phase], patch: tuple[int, int, int]) -> str:
     """The phases as a table: steps, entries with shares and sizes, what differs, tokens of the largest batch."""
     return "\n".join(table([_HEADINGS, *(_row(phase, patch) for phase in phases)]))

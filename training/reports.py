@@ -119,9 +119,11 @@ class StepLog(Callback):
 
     state_name: ClassVar[str] = "metrics"
 
-    def __init__(self, folder: Path, run_name: str) -> None:
+    def __init__(self, folder: Path, run_name: str, *, replaces_lost: bool = False) -> None:
+        """`replaces_lost`: lines of a run of this name that was killed before it had a state are taken back."""
         self.path = folder / "metrics.jsonl"
         self._name = run_name
+        self._replaces_lost = replaces_lost
         self._file: IO[str] | None = None
         self._length: int | None = None
 
@@ -141,6 +143,9 @@ class StepLog(Callback):
         if run.processes.is_main:
             if self._length is not None:
                 _cut(self.path, self._length)
+            elif self._replaces_lost and (lost := _lost_run(self.path, self._name)) is not None:
+                log.info("%s: an earlier start was killed before it had a state; its lines are taken back", self.path)
+                os.truncate(self.path, lost)
             self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in on_end
             if _is_torn(self.path):
                 self._file.write("\n")
@@ -175,6 +180,22 @@ class StepLog(Callback):
     def _line(self, **values: Any) -> None:
         if self._file is not None:
             self._file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
+
+
+def _lost_run(path: Path, name: str) -> int | None:
+    """Where the last run's lines begin, if it began at step 1 and never said how it ended; None where it did."""
+    begins, place = None, 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            values = {}
+        if values.get("event") == "start":
+            begins = place if values.get("run") == name and values.get("first_step") == 1 else None
+        elif values.get("event") in {outcome.value for outcome in Outcome}:
+            begins = None
+        place += len(line)
+    return begins
 
 
 def _finite(value: Any) -> Any:

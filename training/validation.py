@@ -32,6 +32,7 @@ from training.shifted_sound import (
 )
 from training.step import Draws
 from training.timesteps import TimestepSettings
+from wan.conditions.base import Condition
 
 log = get_logger(__name__)
 
@@ -113,6 +114,13 @@ def measure_clip(job: VideoJob, clip: TrainingItem, settings: ValidationSettings
                        {name: tuple(values) for name, values in by_sound.items()}, reason)
 
 
+def passes_of(clips: Sequence[TrainingItem], conditions: Sequence[Condition], levels: int) -> list[int]:
+    """Forward passes that a measurement makes of each clip."""
+    hears = any(SOUND in condition.features for condition in conditions)
+    silent = all(SOUND in condition.droppable for condition in conditions if SOUND in condition.features)
+    return [levels * ((4 if silent else 3) if hears and not why_not_compared(clip) else 1) for clip in clips]
+
+
 @contextmanager
 def measuring(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode without gradients; the network's modes and torch's random state are afterwards what they were."""
@@ -185,11 +193,7 @@ class Validation(Callback):
     @property
     def passes(self) -> int:
         """Forward passes of one measurement, over all processes."""
-        hears = any(SOUND in condition.features for condition in self._job.conditions.values())
-        silent = all(SOUND in condition.droppable for condition in self._job.conditions.values()
-                     if SOUND in condition.features)
-        sounds = [(4 if silent else 3) if hears and not why_not_compared(clip) else 1 for clip in self.clips]
-        return sum(sounds) * len(self.settings.sigmas)
+        return sum(passes_of(self.clips, list(self._job.conditions.values()), len(self.settings.sigmas)))
 
     def remembered(self) -> dict[str, Any]:
         """The step that was measured last, and how many measurements failed."""

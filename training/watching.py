@@ -21,11 +21,15 @@ from training.trackers import Trackers, plain_settings
 
 
 def watchers(config: TrainConfig, plan: Plan, files: CheckpointPlan, *, write: Callable[[Path, RunState], None],
-             accelerator: Any) -> list[Callback]:
-    """The callbacks that tell of a run, in their order; `write` writes the network as it is."""
+             accelerator: Any, is_first_start: bool = False) -> list[Callback]:
+    """The callbacks that tell of a run, in their order; `write` writes the network as it is.
+
+    `is_first_start` says that no state of the run was there: what it wrote down before it was killed is done again.
+    """
     name, every = files.name, config.logging.loss_history_every_n_steps
     found: list[Callback] = [
-        StepLog(files.folder, name), Trackers(accelerator, config.logging, plain_settings(config)),
+        StepLog(files.folder, name, replaces_lost=is_first_start),
+        Trackers(accelerator, config.logging, plain_settings(config)),
         ProgressLine(config.logging.smi_every), LossHistory(files.folder, name, every),
         NoiseLevels(files.folder, lambda: expected_shares(timestep_settings(config), latent_sizes(plan), BINS),
                     title=f"{name}: {config.noise.timestep_sampling}", every=every)]

@@ -9,6 +9,7 @@ nothing unfinished left.
 import argparse
 from pathlib import Path
 import random
+import statistics
 import sys
 import tempfile
 
@@ -38,16 +39,17 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
     if code:
         print(f"the straight run ended with {code}: {straight.out.with_suffix('.log').read_text()[-2000:]}")
         return 1
-    a_step = (whole - first) / given.steps
+    a_step = statistics.median(line["seconds"] for line in straight.lines if "loss" in line)
     killed = Training(data, folder / "killed", given.processes, more)
     moments = random.Random(given.seed)
     print(f"{given.steps} steps in {given.processes} processes; straight: {whole:.1f} s, {first:.1f} s of them to the "
           "first step\n\n"
           "| kill | moment, s | step reached | left unfinished |\n|---|---|---|---|")
+    was_killed = True
     for number in range(1, given.kills + 1):
         # Every fifth before anything is done, the others within some steps and their saving.
         is_early = number % 5 == 0
-        after = moments.uniform(0, first if is_early else 5 * a_step)
+        after = moments.uniform(0, first / 2 if is_early else 4 * a_step)
         was_killed = killed.kill_after(after, of_steps=not is_early)
         moment = f"{after:.2f} after the {'start' if is_early else 'first step'}"
         print(f"| {number} | {moment} | {killed.step}{'' if was_killed else ' (had ended)'} | "
@@ -57,6 +59,7 @@ def compare(folder: Path, given: argparse.Namespace) -> int:
     code = killed.finish()
     unequal = differences(straight, killed) if not code else [f"exit code {code}"]
     checks = {
+        f"killed {given.kills} times on the way": was_killed,
         "weights, optimiser, random states, losses and rates equal": not unequal,
         "every step written once": killed.steps == list(range(1, given.steps + 1)),
         "nothing unfinished left": not killed.rest,

@@ -1,16 +1,17 @@
 """A small training on the shipped weights and clips, as a user starts it, and what it leaves."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 import json
 import os
 from pathlib import Path
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from typing import Any
 
+import psutil
 from safetensors.torch import load_file
 import torch
 
@@ -91,18 +92,23 @@ class Training:
     def kill_after(self, seconds: float, *, of_steps: bool) -> bool:
         """Start it and kill every process of it with signal 9; False where it had ended before.
 
-        `seconds` count from its first line in the log of steps, or from the start of Python.
+        `seconds` count from its first new step in the log, or from the start of Python.
         """
         process = self.start()
-        lines, began = len(self.lines), None if of_steps else time.monotonic()
+        before, began = self.step, None if of_steps else time.monotonic()
         while began is None or time.monotonic() < began + seconds:
             if process.poll() is not None:
                 return False
-            if began is None and len(self.lines) > lines + 1:
+            if began is None and self.step not in (0, before):
                 began = time.monotonic()
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
+        # torchrun gives its workers sessions of their own, so the process group is not all of it.
+        whole = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in whole:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()
+        psutil.wait_procs(whole, timeout=10)
         return True
 
     @property

@@ -59,7 +59,7 @@ def test_a_run_with_phases_leaves_its_table_and_says_so_in_its_file(
         {"start_step": 3, "audio_dropout": 0.5, "datasets": {"clips": 0.75, "short": 0.25}, "discrete_flow_shift": 5}]
     assert (metadata["ss_num_epochs"], metadata["ss_epoch"]) == ("2", "2")
     assert len(losses(tmp_path / "out")) == 9
-    lines = [line for line in caplog.messages if line.startswith("the run ")]
+    lines = [line for line in caplog.messages if line.startswith("the run ") and "phase" in line.split(":")[0]]
     assert len(lines) == 2 and "goes over to phase 2 at step 4 (to step 9): clips 75 % (32x32x9)" in lines[1]
     assert "1 x 32x32x5 = 8 tokens" in caplog.text and "1 x 32x32x9 = 12 tokens" in caplog.text
 

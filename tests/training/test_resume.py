@@ -232,3 +232,16 @@ def test_a_second_training_of_the_name_is_kept_out(talking: Path, weights: Path,
 def test_the_sufficiency_rule(epochs: int, options: dict[str, Any], is_done: bool) -> None:
     reason = sufficient_reason(epochs, StateSection(**options), "state")
     assert bool(reason) == is_done and ("--continue_training" in reason) == is_done
+
+
+def test_what_a_run_wrote_before_it_had_a_state_is_done_again(talking: Path, weights: Path, tmp_path: Path) -> None:
+    """Killed in its first steps, it leaves lines and nothing to go on from."""
+    lines = [{"event": "start", "run": "t", "first_step": 1, "total_steps": 5}, {"step": 1, "epoch": 1, "loss": 9.0}]
+    other = [{"event": "start", "run": "other", "first_step": 1, "total_steps": 1},
+             {"step": 1, "epoch": 1, "loss": 8.0, "loss_average": 8.0},
+             {"event": "finished", "run": "other", "step": 1}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*other, *lines]) + '{"st')
+    train(settings(talking, weights, tmp_path))
+    assert steps_of(tmp_path) == [1, 1, 2, 3, 4, 5]
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert '"loss": 8.0' in text and '"loss": 9.0' not in text

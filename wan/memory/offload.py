@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from wan.memory.checkpointing import RunBlock, is_checkpointing, wrap
+from wan.memory.recompute import RunBlock, recomputes_blocks, wrap
 from wan.memory.transfers import Transfers, transfers_for
 from wan.modules.dit import WanDiT
 
@@ -92,11 +92,11 @@ class _KeptInput:
 
 
 class ActivationOffload:
-    """Recomputes a DiT's blocks from inputs that wait in host memory. It takes the place of `enable_checkpointing`."""
+    """Recomputes a DiT's blocks from inputs that wait in host memory. It takes the place of `recompute_blocks`."""
 
     def __init__(self, dit: WanDiT, *, transfers: Transfers | None = None) -> None:
         """Take part in every pass with gradients from now on; numbers do not change, dropout included."""
-        assert not is_checkpointing(dit), "the blocks are recomputed already"
+        assert not recomputes_blocks(dit), "the blocks are recomputed already"
         self._last = len(dit.blocks) - 1
         self._transfers = transfers or transfers_for(dit.device)
         self._pool = _HostPool(self._transfers)

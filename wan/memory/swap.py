@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from common.errors import ConfigError
-from wan.memory.checkpointing import RunBlock, is_checkpointing, wrap
+from wan.memory.recompute import RunBlock, recomputes_blocks, wrap
 from wan.memory.transfers import Transfers, transfers_for
 from wan.modules.dit import WanDiT
 
@@ -60,7 +60,7 @@ class _Slot:
 
 
 class BlockSwap:
-    """Keeps the weights of some blocks of a DiT in host memory. Attach it before checkpointing is enabled."""
+    """Keeps the weights of some blocks of a DiT in host memory. Attach it before what recomputes (`recompute.py`)."""
 
     def __init__(self, dit: WanDiT, count: int, *, ring: int = RING, transfers: Transfers | None = None) -> None:
         """Move `count` of the blocks out, evenly spread, and take part in every forward and backward pass from now on.
@@ -72,7 +72,7 @@ class BlockSwap:
             raise ConfigError(f"{count} of {len(dit.blocks)} blocks cannot be swapped through {ring} buffers. Swap 1 "
                               f"to {len(dit.blocks)} blocks (--blocks_to_swap) through at least 1 "
                               "(--block_swap_ring_size).")
-        assert not is_checkpointing(dit), "swap first, then recompute: a recomputed block must fetch its weights"
+        assert not recomputes_blocks(dit), "swap first, then recompute: a recomputed block must fetch its weights"
         self.dit = dit
         self.blocks = spread(count, len(dit.blocks))
         self._transfers = transfers or transfers_for(dit.device)
@@ -122,7 +122,7 @@ class BlockSwap:
 
     def _after_forward(self, i: int, result: Tensor) -> None:
         if i in self._parts:
-            if result.requires_grad and not is_checkpointing(self.dit):
+            if result.requires_grad and not recomputes_blocks(self.dit):
                 raise ConfigError(f"block {i} is swapped, and a gradient is wanted through it without recomputing it: "
                                   "its weights would be gone by then. Use --gradient_checkpointing with "
                                   "--blocks_to_swap.")

@@ -10,10 +10,10 @@ from torch import Tensor
 from networks.lora_wan import create_network
 from tests.tiny_dit import tiny_dit, tiny_inputs, tiny_variant
 from tests.wan.memory.late_transfers import LateTransfers
-from wan.memory.checkpointing import RunBlock, enable_checkpointing, wrap
 from wan.memory.estimate import Holding, block_bytes, memory_need, rest_bytes, working_bytes
 from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears
 from wan.memory.offload import ActivationOffload
+from wan.memory.recompute import RunBlock, recompute_blocks, wrap
 from wan.memory.swap import BlockSwap
 from wan.modules.dit import WanDiT
 from wan.variants import Variant
@@ -65,7 +65,7 @@ def test_kept_inputs_are_one_tensor_a_block() -> None:
         return run_block(i, tokens, inputs)
 
     wrap(dit, watched)
-    enable_checkpointing(dit)
+    recompute_blocks(dit)
     create_network(dit, dim=3, alpha=3).attach().train()
     velocity = dit(*tiny_inputs())
     gc.collect()

@@ -12,8 +12,8 @@ from networks.lora_wan import create_network
 from networks.network import Network
 from tests.tiny_dit import tiny_dit, tiny_inputs
 from tests.wan.memory.late_transfers import LateTransfers
-from wan.memory.checkpointing import is_checkpointing
 from wan.memory.offload import ActivationOffload
+from wan.memory.recompute import recomputes_blocks
 from wan.memory.swap import BlockSwap
 from wan.memory.transfers import PlainTransfers
 from wan.modules.dit import WanDiT
@@ -52,7 +52,7 @@ def test_gradients_are_bit_equal_dropout_included(transfers: str, swapped: int) 
     if swapped:
         BlockSwap(dit, swapped, transfers=TRANSFERS[transfers]())
     ActivationOffload(dit, transfers=TRANSFERS[transfers]())
-    assert is_checkpointing(dit)
+    assert recomputes_blocks(dit)
     found = _steps(dit, _network(dit))
     assert len(found) == len(expected)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

@@ -1,7 +1,6 @@
 """Block swap changes no bit of outputs and gradients, leaves nothing on the device, and refuses what it cannot do."""
 
 from collections.abc import Callable
-import copy
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ from networks.lora_wan import create_network
 from networks.network import Network
 from tests.tiny_dit import tiny_dit, tiny_inputs, tiny_variant
 from tests.wan.memory.late_transfers import LateTransfers
-from wan.memory.checkpointing import RunBlock, disable_checkpointing, enable_checkpointing, is_checkpointing, wrap
 from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears
+from wan.memory.recompute import RunBlock, recompute_blocks, recomputes_blocks, wrap, wrappers
 from wan.memory.swap import ALIGNMENT, BlockSwap, parts_of, spread
 from wan.memory.transfers import PlainTransfers
 from wan.modules.dit import WanDiT
@@ -70,7 +69,7 @@ def test_outputs_and_gradients_are_bit_equal(count: int, ring: int, transfers: s
     expected = _losses_and_gradients(plain, _network(plain))
     dit = _dit()
     swap = BlockSwap(dit, count, ring=ring, transfers=TRANSFERS[transfers]())
-    enable_checkpointing(dit)
+    recompute_blocks(dit)
     assert len(swap.blocks) == count
     assert _equal(_losses_and_gradients(dit, _network(dit)), expected)
 
@@ -83,7 +82,7 @@ def test_fp8_weights_and_their_scales_are_swapped_too(dtype: torch.dtype) -> Non
     names = {name for block in (1, 3) for name, _ in dit.blocks[block].named_buffers()}
     assert "self_attn.q.scale_weight" in names
     BlockSwap(dit, 4, transfers=LateTransfers())
-    enable_checkpointing(dit)
+    recompute_blocks(dit)
     assert _equal(_losses_and_gradients(dit, _network(dit)), expected)
 
 
@@ -92,7 +91,7 @@ def test_dropouts_are_repeated() -> None:
     expected = _losses_and_gradients(plain, _network(plain, dropout=0.3))
     dit = _dit()
     BlockSwap(dit, 3, transfers=LateTransfers())
-    enable_checkpointing(dit)
+    recompute_blocks(dit)
     assert _equal(_losses_and_gradients(dit, _network(dit, dropout=0.3)), expected)
 
 
@@ -105,7 +104,7 @@ def test_several_forward_passes_before_one_backward_pass() -> None:
     plain, dit = _dit(), _dit()
     expected = gradients(plain, _network(plain))
     BlockSwap(dit, 4, transfers=LateTransfers())
-    enable_checkpointing(dit)
+    recompute_blocks(dit)
     assert _equal(gradients(dit, _network(dit)), expected)
 
 
@@ -127,7 +126,7 @@ def test_on_the_device_is_the_ring_alone() -> None:
     swap = BlockSwap(dit, 4, ring=2)
     one = sum(-(-p.nbytes // ALIGNMENT) * ALIGNMENT for p in dit.blocks[0].parameters())
     assert (swap.host_bytes, swap.ring_bytes) == (4 * one, 2 * one)
-    enable_checkpointing(dit)
+    recompute_blocks(dit)
     _losses_and_gradients(dit, _network(dit))
     rings = {slot.buffer.untyped_storage().data_ptr() for slot in swap._ring}
     hosts = {i: host.untyped_storage().data_ptr() for i, host in swap._hosts.items()}
@@ -140,7 +139,7 @@ def test_a_training_step_copies_no_more_than_it_must() -> None:
     """Forward N - k at most, backward N - k: the last k of the forward pass are the first k of the backward pass."""
     dit, transfers, count, ring = _dit(), LateTransfers(), 4, 2
     swap = BlockSwap(dit, count, ring=ring, transfers=transfers)
-    enable_checkpointing(dit)
+    recompute_blocks(dit)
     network = _network(dit)
     one = swap.host_bytes // count
     copied = []
@@ -181,7 +180,7 @@ def test_a_step_that_broke_off_leaves_no_lock() -> None:
     plain, dit = _dit(), _dit()
     expected = _losses_and_gradients(plain, _network(plain))
     BlockSwap(dit, LAYERS, ring=1, transfers=LateTransfers())
-    enable_checkpointing(dit)
+    recompute_blocks(dit)
     network = _network(dit)
 
     class Broken(RuntimeError):
@@ -219,13 +218,10 @@ def test_swapped_blocks_are_evenly_spread() -> None:
     assert all(len(set(spread(count, 40))) == count for count in range(1, 41))
 
 
-def test_checkpointing_can_be_taken_off_without_the_swap() -> None:
+def test_the_swap_alone_recomputes_nothing_and_says_so() -> None:
     dit = _dit()
-    reference = copy.deepcopy(dit)(*tiny_inputs())
     BlockSwap(dit, 2)
-    assert not is_checkpointing(dit)
-    enable_checkpointing(dit)
-    assert is_checkpointing(dit)
-    disable_checkpointing(dit)
-    assert not is_checkpointing(dit)
-    assert torch.equal(dit(*tiny_inputs()), reference)
+    assert not recomputes_blocks(dit)
+    recompute_blocks(dit)
+    recompute_blocks(dit)
+    assert recomputes_blocks(dit) and len([*wrappers(dit)]) == 2
