@@ -40,10 +40,7 @@ FOREIGN = (
     Foreign("slg_end", "coming", _SKIP_LAYER),
     Foreign("fp8_fast", "coming", "float8 arithmetic comes with the work on speed; --fp8_scaled saves the same memory",
                                   ),
-    Foreign("fp8_t5", "coming", "give ComfyUI's fp8 file to --t5 (it is read); the text encoder is freed before the "
-                                "DiT is loaded"),
-    Foreign("blocks_to_swap", "coming", "--fp8_scaled halves the memory of the weights until then"),
-    Foreign("use_pinned_memory_for_block_swap", "coming", "belongs to --blocks_to_swap"),
+    Foreign("use_pinned_memory_for_block_swap", "accepted", "swapped blocks always lie in page-locked memory"),
     Foreign("compile", "coming", _COMPILE),
     Foreign("compile_backend", "coming", _COMPILE),
     Foreign("compile_mode", "coming", _COMPILE),

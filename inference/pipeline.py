@@ -137,13 +137,14 @@ class Pipeline:
         cache = make_cache(plan)
         velocity = ClipVelocity(self.models.get("dit"), conditions, prepared, guidance, noise, cache)
         try:
-            latents = denoise(velocity, noise, plan.sampling, guidance=guidance, write_given=velocity.write_given,
-                              watch=watch, description=description)
+            with self.models.parked():
+                latents = denoise(velocity, noise, plan.sampling, guidance=guidance, write_given=velocity.write_given,
+                                  watch=watch, description=description)
         except torch.OutOfMemoryError as error:
             width, height = plan.size
             raise UserError(f"{width}x{height} with {plan.length.frames} frames does not fit into the memory of "
-                            f"{self.models.device}. Use --fp8_scaled, a smaller --video_size, or fewer frames "
-                            "(--video_length; --max_tokens with sound).") from error
+                            f"{self.models.device}. Use --fp8_scaled, --blocks_to_swap, a smaller --video_size, or "
+                            "fewer frames (--video_length; --max_tokens with sound).") from error
         if cache is not None:
             cache.tell()
         return latents[0].cpu()

@@ -10,6 +10,7 @@ from common.errors import ConfigError
 from common.timebase import floor_frame_count, is_valid_frame_count
 from inference.segments import overlap_problem
 from wan.audio_presets import PresetName
+from wan.text_storage import FP8_T5_DIFFERS, FP8_T5_HELP
 from wan.variants import TASKS, find_task
 
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]
@@ -57,6 +58,12 @@ class ModelChoice(Section):
     fp8: bool = flag(False, "hold the DiT's block weights as float8, half the memory of bfloat16", group="Models")
     fp8_scaled: bool = flag(False, "like --fp8 with a scale for every 64 weights: closer to the original",
                             group="Models")
+    fp8_t5: bool = flag(False, FP8_T5_HELP, group="Models", differs=FP8_T5_DIFFERS)
+    text_encoder_cpu: bool = flag(False, "read the texts on the CPU: slower by seconds a prompt, and nothing of umT5 "
+                                         "is ever on the GPU", group="Models")
+    blocks_to_swap: int = flag(0, "blocks of the DiT, evenly spread, whose weights wait in page-locked host memory and "
+                                  "are brought just ahead of use; up to all of them (14B: 40)", ge=0, group="Models",
+                               differs="one way and always page-locked; all blocks may be swapped")
     attn_mode: str = flag("torch", "attention back end; torch and sdpa are PyTorch's own and work everywhere",
                           choices=("torch", "sdpa", "flash", "flash2", "flash3", "xformers", "sageattn"),
                           group="Models")

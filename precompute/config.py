@@ -10,6 +10,7 @@ from common.timebase import floor_frame_count, is_valid_frame_count
 from dataset.schema import AudioShort
 from wan.audio_presets import PRESETS, PresetName, Scope, parse_loudness
 from wan.encoders.specs import NullText
+from wan.text_storage import FP8_T5_DIFFERS, FP8_T5_HELP
 from wan.variants import TASKS
 
 _EVERY_SCRIPT = (
@@ -76,6 +77,7 @@ class TextSettings(CacheSettings):
         None, "spiece.model, or the folder that holds it (default: inside ComfyUI's file, beside the weights, in "
               "google/umt5-xxl/ there, or the hub cache; nothing is downloaded)")
     t5_dtype: str = flag("bfloat16", "precision of umT5: bfloat16 is Wan's own")
+    fp8_t5: bool = flag(False, FP8_T5_HELP, differs=FP8_T5_DIFFERS)
     null_text: NullText = flag(
         "empty", "what training shows in place of a caption that it drops (--text_dropout): the empty prompt, or the "
                  "negative one of audio-driven generation (OmniAvatar's); stored beside every caption")
@@ -84,7 +86,6 @@ class TextSettings(CacheSettings):
 TEXT_FOREIGN = (
     *_EVERY_SCRIPT,
     Foreign("batch_size", "accepted", "captions are encoded one at a time"),
-    Foreign("fp8_t5", "coming", "give ComfyUI's fp8 file to --t5 (it is read), or encode on the CPU with --device cpu"),
 )
 
 
@@ -159,6 +160,7 @@ class ConditionSettings(AudioChoice, LatentSettings):
     t5: Path | None = flag(None, "umT5-XXL weights, for the feature text")
     tokenizer: Path | None = flag(None, "spiece.model for umT5")
     t5_dtype: str = flag("bfloat16", "precision of umT5")
+    fp8_t5: bool = flag(False, FP8_T5_HELP, differs=FP8_T5_DIFFERS)
     null_text: NullText = flag("empty", "what training shows in place of a caption that it drops")
     wav2vec: Path | None = flag(None, "folder of the audio encoder, for the feature audio")
     features: list[str] = flag(required=True, help="features to encode, for example: latents text audio")

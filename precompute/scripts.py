@@ -37,7 +37,8 @@ def run_latents(settings: LatentSettings) -> int:
 def run_text(settings: TextSettings) -> int:
     """Caption features; the exit code."""
     return _run(["text"], settings, ModelFiles(t5=settings.t5, tokenizer=settings.tokenizer, t5_dtype=settings.t5_dtype,
-                                               null_text=settings.null_text, device=pick_device(settings.device)))
+                                               fp8_t5=settings.fp8_t5, null_text=settings.null_text,
+                                               device=pick_device(settings.device)))
 
 
 def run_audio(settings: AudioSettings) -> int:
@@ -68,7 +69,7 @@ def run_conditions(settings: ConditionSettings) -> int:
         vae=settings.vae, t5=settings.t5, clip=settings.clip, wav2vec=settings.wav2vec, tokenizer=settings.tokenizer,
         vae_dtype=settings.vae_dtype, t5_dtype=settings.t5_dtype, clip_dtype=settings.clip_dtype,
         device=pick_device(settings.device), given=_given(family), audio=audio_options(settings),
-        null_text=settings.null_text))
+        fp8_t5=settings.fp8_t5, null_text=settings.null_text))
 
 
 def _given(family: str | None) -> Given:

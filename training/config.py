@@ -14,6 +14,7 @@ from training.phase_settings import PhaseSection
 from training.preview_settings import PreviewSection
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
+from training.small_card_settings import SmallCardSection
 from training.state_settings import StateSection
 from training.validation_settings import ValidationSection
 from wan.variants import TASKS, find_task
@@ -281,6 +282,7 @@ class TrainConfig(Section):
     noise: NoiseSection
     regions: RegionSection
     speed: SpeedSection
+    small_card: SmallCardSection
     saving: SavingSection
     state: StateSection
     validation: ValidationSection

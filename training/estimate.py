@@ -84,7 +84,9 @@ def _recipe(config: TrainConfig, plan: Plan, *, is_gpu: bool) -> Recipe:
     return Recipe(
         variant=plan.variant, dtype=base_dtype(speed_, torch.device("cuda" if is_gpu else "cpu")), is_gpu=is_gpu,
         fp8=Fp8Settings() if stores_fp8 else None, activations="full" if speed_.gradient_checkpointing else "none",
-        attention=speed_.attention, network_module=network.network_module, network_dim=network.network_dim,
+        swapped=config.small_card.blocks_to_swap, ring=config.small_card.block_swap_ring_size,
+        offloads=config.small_card.gradient_checkpointing_cpu_offload, attention=speed_.attention,
+        network_module=network.network_module, network_dim=network.network_dim,
         network_alpha=network.network_alpha, network_dropout=network.network_dropout,
         network_args=tuple(plan.arguments.items()), sizes_from=plan.start if network.dim_from_weights else None,
         conditions=tuple((name, tuple(one.settings_text().items())) for name, one in plan.conditions.items()),

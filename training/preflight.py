@@ -129,6 +129,8 @@ def check(config: TrainConfig) -> Plan:
             merge = merge_transform(config.data.merges, list(model.state_dict())) if config.data.merges else None
         with problems.collected():
             _check_start(start, config.network, arguments, model)
+        problems.found += [ConfigError(text) for text in config.small_card.problems_with(
+            model.variant.layers, config.speed.gradient_checkpointing)]
     problems.raise_found()
     assert model is not None and dataset is not None
     task = find_task(config.data.task)

@@ -30,6 +30,7 @@ from wan.conditions.sound import AudioCondition
 from wan.memory.blocks import run_blocks
 from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears
 from wan.memory.policies import parse_policies
+from wan.memory.swap import RING
 from wan.modules.block import Attention
 from wan.modules.dit import WanDiT
 from wan.variants import Variant
@@ -51,6 +52,11 @@ class Recipe:
     activations: str = "none"
     """Policy of every block (`wan.memory.policies`); `full` is gradient checkpointing."""
     compiled: bool = False
+    swapped: int = 0
+    """Blocks whose weights lie in host memory (`--blocks_to_swap`), and the buffers that they take turns in."""
+    ring: int = RING
+    offloads: bool = False
+    """Whether the inputs of recomputed blocks lie there too."""
     attention: str = "sdpa"
     network_module: str = "networks.lora_wan"
     network_dim: int | None = None

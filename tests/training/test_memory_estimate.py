@@ -126,6 +126,18 @@ def test_options_save_what_they_promise() -> None:
         one.reserved for one in (checkpointed, in_fp8, small_state))
 
 
+def test_what_waits_in_host_memory_is_not_on_the_device() -> None:
+    """Four blocks through a ring of two free two blocks; of four inputs two stay: 3 x 8 x 8 tokens, 128 wide."""
+    recipe = replace(PLAIN, checkpointing=True)
+    plain = estimate_memory(recipe, batch())
+    small = estimate_memory(replace(recipe, swapped=4, offloads=True), batch())
+    block = sum(tensor.nbytes for tensor in empty_dit(PLAIN).blocks[0].parameters())
+    assert plain.base - small.base == pytest.approx(2 * block, rel=0.01)  # each tensor lies at a multiple of 256 bytes
+    assert plain.activations - small.activations == 2 * 3 * 8 * 8 * 128 * 4
+    options = [one.option for one in savings(recipe, batch())]
+    assert "--gradient_checkpointing_cpu_offload" in options and "--blocks_to_swap 4" in options
+
+
 def test_a_gpu_keeps_no_scores_unless_it_is_told_to() -> None:
     kept, shallow = {}, replace(TINY, layers=1)
     for attention in ("sdpa", "math"):

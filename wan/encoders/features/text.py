@@ -42,10 +42,13 @@ class TextFeatureEncoder(ModelEncoder):
         self._tokenizer = text_encoder.tokenizer.fingerprint
 
     def options(self) -> dict[str, str]:
-        """dtype, the tokenizer's content, longest prompt, how the text is cleaned, kind and hash of the null text."""
+        """dtype, float8 storage where there is one, the tokenizer's content, longest prompt, how the text is cleaned,
+        kind and hash of the null text."""
         null = {} if self.null is None else {NULL: f"{self.null} {text_hash(NULL_TEXTS[self.null])}"}
+        fp8 = self.text_encoder.fp8
+        stored = {} if fp8 is None else {"weights": f"{dtype_name(fp8.dtype)} {fp8.mode} {fp8.block}"}
         return {"dtype": dtype_name(self.text_encoder.dtype), "tokenizer": self._tokenizer,
-                "max_tokens": str(MAX_TOKENS), "cleaning": "wan2.1", **null}
+                "max_tokens": str(MAX_TOKENS), "cleaning": "wan2.1", **stored, **null}
 
     def encode(self, media: Media) -> dict[str, Tensor]:
         """``{"hidden": "L D"}`` in the model's dtype, and ``null``; an empty text has the end token alone."""
