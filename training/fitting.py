@@ -7,12 +7,14 @@ import torch
 from common.errors import ConfigError
 from common.logs import get_logger
 from training.budget import tokens
-from training.config import TrainConfig
+from training.config import SpeedSection, TrainConfig
 from training.preflight import Plan
-from wan.memory.checkpointing import enable_checkpointing
+from wan.memory.blocks import run_blocks
 from wan.memory.estimate import Holding, MemoryNeed, memory_need
 from wan.memory.fp8 import Fp8Settings
 from wan.memory.offload import ActivationOffload
+from wan.memory.planner import as_text
+from wan.memory.policies import parse_policies
 from wan.memory.recompute import recompute_blocks
 from wan.memory.swap import BlockSwap
 from wan.modules.dit import WanDiT
@@ -29,7 +31,7 @@ def largest_batch(plan: Plan) -> int:
 
 def need_of(config: TrainConfig, plan: Plan, dtype: torch.dtype, fp8: Fp8Settings | None) -> MemoryNeed:
     """What the base takes, and what a step keeps of its largest batch where blocks are recomputed."""
-    card, recomputes = config.small_card, config.speed.gradient_checkpointing
+    card, recomputes = config.small_card, config.speed.activations == "full"
     holding = Holding(dtype, fp8, swapped=card.blocks_to_swap, ring=card.block_swap_ring_size, recomputes=recomputes,
                       offloads=card.gradient_checkpointing_cpu_offload)
     return memory_need(plan.variant, holding, largest_batch(plan) if recomputes else 0)
@@ -46,9 +48,24 @@ def tell_need(need: MemoryNeed) -> None:
                               "(--blocks_to_swap), or leave --gradient_checkpointing_cpu_offload out.")
 
 
+def fp8_of(speed: SpeedSection, *, is_stored_in_fp8: bool) -> Fp8Settings | None:
+    """How the linears of the blocks are held; None: in the base's precision."""
+    if speed.fp8_fast:
+        return Fp8Settings(mode="tensor", computes=True)
+    return Fp8Settings() if speed.uses_fp8 or is_stored_in_fp8 else None
+
+
 def attach(config: TrainConfig, dit: WanDiT) -> None:
-    """Put on what the settings ask for, in the order that it works in."""
-    card = config.small_card
+    """Put on what the settings ask for, in the order that it works in.
+
+    Compiled or not, a block that is swapped or whose input leaves the GPU is recomputed from outside of all that.
+    """
+    card, speed = config.small_card, config.speed
+    compiled = speed.compiles(dit.device.type)
+    moves = card.blocks_to_swap > 0 or card.gradient_checkpointing_cpu_offload
+    policies = parse_policies("none" if moves else speed.activations, len(dit.blocks))
+    if compiled or set(policies) != {"none"}:
+        run_blocks(dit, policies, compiled=compiled, backend=speed.compile_backend, mode=speed.compile_mode)
     if card.blocks_to_swap:
         swap = BlockSwap(dit, card.blocks_to_swap, ring=card.block_swap_ring_size)
         if card.blocks_to_swap <= card.block_swap_ring_size:
@@ -56,9 +73,9 @@ def attach(config: TrainConfig, dit: WanDiT) -> None:
                         card.block_swap_ring_size)
         log.info("blocks in host memory: %s (%.2f GiB); ring on %s: %.2f GiB", ", ".join(map(str, swap.blocks)),
                  swap.host_bytes / 2**30, dit.device, swap.ring_bytes / 2**30)
-    if config.speed.gradient_checkpointing and card.gradient_checkpointing_cpu_offload:
+    if card.gradient_checkpointing_cpu_offload:
         ActivationOffload(dit)
-    elif config.speed.gradient_checkpointing and card.blocks_to_swap:
+    elif moves:
         recompute_blocks(dit)  # around the swap
-    elif config.speed.gradient_checkpointing:
-        enable_checkpointing(dit)
+    log.info("blocks: %s, %s", "compiled" if compiled else "not compiled",
+             "recomputed" if moves else f"kept for the backward pass: {as_text(policies)}")

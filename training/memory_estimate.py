@@ -17,6 +17,8 @@ from training.optimizers import build_optimizer, optimizer_class
 from training.trial import Portions, Recipe, StepInputs, Trial, empty_dit, portions
 from wan.memory.estimate import Holding, memory_need
 from wan.memory.fp8 import Fp8Settings
+from wan.memory.planner import Step
+from wan.memory.policies import parse_policies
 
 log = get_logger(__name__)
 
@@ -110,10 +112,11 @@ def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = T
     The step is run with two or three of the blocks, and what a block more of each kind adds is added for all others;
     without `extrapolate`, with all of them. Validation needs no more: it keeps nothing for a backward pass.
     """
-    dit = empty_dit(recipe)
+    run = _runs_on_fakes(recipe)
+    dit = empty_dit(run)
     with _cheap_collections(), counted_fakes(recipe.is_gpu) as counter:
         steps = _Static(counter)
-        trial = Trial(recipe, lambda shape, dtype: torch.empty(shape, dtype=dtype), dit=dit, told=steps.note)
+        trial = Trial(run, lambda shape, dtype: torch.empty(shape, dtype=dtype), dit=dit, told=steps.note)
         batch = inputs.changed(fake_like)
         few = portions(trial.kinds()) if extrapolate else Portions(tuple(range(recipe.variant.layers)))
         trial.bucket.clear()
@@ -128,6 +131,8 @@ def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = T
         inputs_bytes = counter.live - steps.total - (state if not note else 0)
         saved = _saved(trial)
         activations = max(few.total(peak) + max(0, inputs_bytes), at_step)
+    if run != recipe and recipe.is_gpu:
+        activations = _by_formula(recipe, inputs)
     found = Memory(base=steps.parts["base"], network=steps.parts["network"], gradients=steps.parts["gradients"],
                    optimizer=state, activations=round(activations), is_gpu=recipe.is_gpu, portions=few, saved=saved,
                    average=steps.parts["average"], optimizer_note=note)
@@ -148,6 +153,21 @@ def with_host_memory(memory: Memory, recipe: Recipe, inputs: StepInputs) -> Memo
     small = memory_need(recipe.variant, moved, tokens)
     return replace(memory, base=memory.base - plain.weights + small.weights + small.ring,
                    activations=memory.activations - plain.kept + small.kept)
+
+
+def _runs_on_fakes(recipe: Recipe) -> Recipe:
+    """The recipe without what needs real tensors: compilers, and policies that look at single operations."""
+    policy = recipe.activations if recipe.activations in ("none", "full") else "full"
+    return replace(recipe, compiled=False, activations=policy)
+
+
+def _by_formula(recipe: Recipe, inputs: StepInputs) -> float:
+    """Activations of a compiled or selective step, by the planner's closed form."""
+    variant = recipe.variant
+    samples, _, *sizes = inputs.latents.shape
+    frames, height, width = (size // patch for size, patch in zip(sizes, variant.patch, strict=True))
+    step = Step(variant, samples * frames * height * width, recipe.compiled)
+    return float(step.activations(parse_policies(recipe.activations, variant.layers)))
 
 
 @contextmanager

@@ -61,10 +61,13 @@ class BlockRunner:
     def compile(self, backend: str, mode: str | None) -> None:
         """Compile from the next block on."""
         import torch._dynamo
+        import torch._functorch.config
 
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
         torch._dynamo.config.accumulated_recompile_limit = max(
             torch._dynamo.config.accumulated_recompile_limit, 4 * GRAPHS)
+        # Backward graphs are made with the forward ones, so that a failure comes where it can be met.
+        torch._functorch.config.force_non_lazy_backward_lowering = True
         self._compile = lambda part: torch.compile(part, fullgraph=True, dynamic=False, backend=backend, mode=mode)
         self._parts.clear()
         self.is_compiled = True

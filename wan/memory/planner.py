@@ -1,7 +1,7 @@
 """Which activation policy a step can afford: bytes by closed form, and the fastest mix of policies that fits.
 
-All bytes are of bfloat16 tokens; one unit N is tokens x width x 2 bytes, f and d are the widths of feed-forward and of the
-model.
+All bytes are of bfloat16 tokens; one unit N is tokens x width x 2 bytes, f and d are the widths of feed-forward and
+of the model.
 """
 
 from dataclasses import dataclass

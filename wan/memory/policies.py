@@ -13,16 +13,14 @@ Numbers do not change, dropout included. Kept bytes a token and channel, 14B com
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from common.errors import ConfigError, nearest
-
-Policy = Literal["none", "matmuls", "attention", "full"]
-POLICIES: tuple[Policy, ...] = get_args(Policy)
+from common.errors import ConfigError, raise_all
+from wan.memory.policy_names import POLICIES, Policy, policies_of, policy_problems
 
 SHORT_KEYS = 1000
 """Attention to fewer keys than this (text, CLIP) is cheap to compute again."""
@@ -30,6 +28,7 @@ SMALLEST_OUTPUT = 256
 """Products with fewer output channels (the low rank of a LoRA) are cheap to compute again."""
 
 Compute = Callable[..., Tensor]
+__all__ = ["POLICIES", "Policy", "kept_by", "parse_policies"]
 
 
 def parse_policies(text: str, blocks: int) -> list[Policy]:
@@ -37,23 +36,8 @@ def parse_policies(text: str, blocks: int) -> list[Policy]:
 
     Raises ConfigError for an unknown name or numbers that do not fit.
     """
-    found: list[Policy] = []
-    parts = [part.strip() for part in text.split(",")]
-    for number, part in enumerate(parts):
-        name, colon, count = part.partition(":")
-        if name not in POLICIES:
-            raise ConfigError(f"activation policy '{name}' is unknown{nearest(name, POLICIES)}. "
-                              f"It is one of {', '.join(POLICIES)}.")
-        is_last = number == len(parts) - 1
-        if colon and not count.isdigit():
-            raise ConfigError(f"activation policy '{part}': '{count}' is no number of blocks.")
-        if not colon and not is_last:
-            raise ConfigError(f"activation policy '{text}': '{part}' needs a number of blocks, such as {part}:10; only "
-                              "the last one takes what is left.")
-        found += [name] * (int(count) if colon else blocks - len(found))
-    if len(found) != blocks:
-        raise ConfigError(f"activation policy '{text}' names {len(found)} blocks; the model has {blocks}.")
-    return found
+    raise_all(list(policy_problems(text, blocks)), ConfigError, "--memory")
+    return policies_of(text, blocks)
 
 
 def kept_by(compute: Compute, policy: Policy, *, has_dropout: bool = True) -> Compute:
