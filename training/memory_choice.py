@@ -56,8 +56,8 @@ def settle(step: Step, static: int, room: int, block: int) -> dict[str, object]:
             return found | ({"blocks_to_swap": swapped} if swapped else {})
     least = (static - (layers - RING) * block + offloaded) / GIB
     raise ConfigError(f"--memory auto: a step of {step.tokens} tokens needs {least:.1f} GiB with every block swapped, "
-                      f"and {room / GIB:.1f} can be had. Show shorter clips (--max_tokens), train a smaller network, or "
-                      "use --fp8_base.")
+                      f"and {room / GIB:.1f} can be had. Show shorter clips (--max_tokens), train a smaller network, "
+                      "or use --fp8_base.")
 
 
 def static_bytes(memory: Memory) -> int:
