@@ -90,7 +90,6 @@ def _draw_curves(axes: Any, openings: Curves, envelope: np.ndarray) -> Any:
 
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    from common.atomic import atomic_path
+    from common.plots import save_figure
 
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path, dpi=110)

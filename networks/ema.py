@@ -37,6 +37,13 @@ class Ema:
         self._is_swapped = False
 
     @torch.no_grad()
+    def begin(self) -> None:
+        """Begin anew with the weights as they are now."""
+        self.updates = 0
+        for name, weight in self._weights.items():
+            self._averages[name].copy_(weight)
+
+    @torch.no_grad()
     def update(self) -> None:
         """Take the weights as they are now into the averages."""
         assert not self._is_swapped, "the averages stand in the network; an update would average them with themselves"

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from common.logs import get_logger
 from training.callbacks import Callback, Run, RunState, ValidationReport
+from training.states import put_aside
 
 log = get_logger(__name__)
 
@@ -33,6 +34,10 @@ class Metric:
             value = None if report.audio is None else report.audio.gap
         return value if value is not None and math.isfinite(value) else None
 
+    def basis(self, report: ValidationReport) -> str:
+        """Values of one basis can be compared."""
+        return f"{self.name} {report.basis}"
+
     def improvement(self, best: float, current: float) -> float:
         """By how much `current` is better than `best`."""
         return current - best if self.name == "audio_gap" else best - current
@@ -42,7 +47,9 @@ class BestCheckpoint(Callback):
     """Keeps the network of the best measurement in one file, replaced whole whenever a later one is better.
 
     What the run starts from is the bar to beat and is not written: a file of an earlier run under the same name goes
-    only when there is something better to take its place. `write(path, state)` must leave a whole file or none.
+    only when there is something better to take its place. Where a run goes on with something else that is measured, the
+    file so far is put aside. `write(path, state)` must leave a whole file or none; where it cannot (a full disk), the
+    next improvement is tried.
     """
 
     state_name: ClassVar[str] = "best"
@@ -54,6 +61,8 @@ class BestCheckpoint(Callback):
         self.value: float | None = None
         self.words = ""
         """All figures of that measurement in one line."""
+        self.failures = 0
+        self._basis = ""
         self._write = write
 
     @property
@@ -63,11 +72,12 @@ class BestCheckpoint(Callback):
 
     def remembered(self) -> dict[str, Any]:
         """The best measurement."""
-        return {"step": self.step, "value": self.value, "words": self.words}
+        return {"step": self.step, "value": self.value, "words": self.words, "basis": self._basis}
 
     def recall(self, values: Mapping[str, Any]) -> None:
         """Take it up."""
         self.step, self.value, self.words = values["step"], values["value"], values["words"]
+        self._basis = values["basis"]
 
     def on_start(self, run: Run) -> None:
         """Say so where a file of an earlier run may be replaced."""
@@ -77,10 +87,29 @@ class BestCheckpoint(Callback):
     def on_validation(self, run: Run, report: ValidationReport) -> None:
         """Write the network where it is better than all that was measured before."""
         value = self.metric.of(report)
+        if value is not None and self._basis != (basis := self.metric.basis(report)):
+            self._begin_anew(run, basis)
         if value is None or (self.value is not None and self.metric.improvement(self.value, value) <= 0):
             return
-        if report.step:
-            if run.processes.is_main:
-                self._write(self.path, run.state)
-            run.saved(self.path)
+        if report.step and not self._is_saved(run):
+            return
         self.step, self.value, self.words = report.step, value, report.words
+
+    def _begin_anew(self, run: Run, basis: str) -> None:
+        """Forget a measurement that the next one cannot be compared with."""
+        if self.value is not None and run.processes.is_main:
+            aside = put_aside(self.path, "left").name if self.is_written else "not kept"
+            log.warning("what is measured has changed since the best measurement (step %s, %s); the best checkpoint "
+                        "begins anew. The one so far: %s", self.step, self.words, aside)
+        self.step, self.value, self.words, self._basis = None, None, "", basis
+
+    def _is_saved(self, run: Run) -> bool:
+        try:
+            run.processes.from_first(lambda: self._write(self.path, run.state))
+        except OSError as error:
+            self.failures += 1
+            if run.processes.is_main:
+                log.warning("%s could not be written (%s). Training goes on; free some space.", self.path, error)
+            return False
+        run.saved(self.path)
+        return True

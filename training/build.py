@@ -79,7 +79,7 @@ def train(config: TrainConfig) -> Path | None:
     accelerator = make_accelerator(config.logging)
     processes = processes_of(accelerator)
     start: Start = processes.from_first(lambda: find_start(config))
-    if start.done:
+    if start.done and config.noise.show_timesteps is None:
         log.info("%s", start.done)
         return config.saving.output_dir / f"{config.saving.output_name}.safetensors"
     config = with_seed(config, processes, start.seed)
@@ -117,7 +117,7 @@ def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes,
             return None
     start = processes.from_first(lambda: make_room(start, config))
     if processes.is_main:
-        write_text(config.saving.output_dir / SETTINGS_FILE, to_toml(config))
+        write_text(config.saving.output_dir / SETTINGS_FILE, to_toml(config.for_later_starts()))
         if config.phases.phases is not None:
             write_text(config.saving.output_dir / PHASES_FILE, config.phases.phases.read_text(encoding="utf-8-sig"))
     processes.wait()
@@ -138,7 +138,7 @@ def begin(run: "Assembled", start: Start, settings: StateSection) -> None:
     if start.state is None:
         return
     if start.weights_only:
-        run.snapshot.restore_network(start.state)
+        run.snapshot.take_weights(start.state)
         log.info("the weights of %s (step %d) are taken; step, optimiser and schedule begin anew", start.state.path,
                  start.state.step)
         return
@@ -205,7 +205,8 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
     # Behind all whose memory it saves, and before the previews: what they break costs no state.
     loop.callbacks.append(StateKeeper(state_plan(config), snapshot, facts))
     if previews is not None:
-        loop.callbacks.append(Previews(previews, dit=dit, network=network, as_saved=as_saved))
+        loop.callbacks.append(Previews(previews, dit=dit, network=network, as_saved=as_saved,
+                                       passing=checkpoints.plan.best))
     loop.callbacks += [
         RecordKeeper(config.saving.output_dir, start.record),
         run_summary(config, plan, checkpoints.plan, callbacks=loop.callbacks, processes=processes.count,

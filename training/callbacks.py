@@ -1,13 +1,16 @@
 """Points of a run where something else than learning may happen, each a no-op."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from common.logs import get_logger
 from training.parallel import Processes
+
+log = get_logger(__name__)
 
 
 @dataclass
@@ -113,6 +116,8 @@ class ValidationReport:
     seconds: float
     by_sigma: tuple[LevelFigures, ...] = ()
     """The same figures at each noise level, in the order of the settings."""
+    basis: str = ""
+    """What was measured, and how: figures of another basis cannot be compared with these."""
 
     @property
     def words(self) -> str:
@@ -217,13 +222,35 @@ class Callback:
         """Once, whatever ended the run."""
 
 
+class Onlooker(Callback):
+    """A callback whose files nothing is learnt from: one that cannot be written is told once and counted."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Around the writing of `path`: a full disk, or a file that another program holds, does not end the run."""
+        try:
+            yield
+        except OSError as error:
+            self.failures += 1
+            if self.failures == 1:
+                log.warning("%s could not be written (%s); training goes on, and it is tried again", path, error)
+
+
 def end_all(callbacks: Sequence[Callback], run: Run, outcome: Outcome) -> None:
-    """Call `on_end` of every callback, the later ones also when an earlier one raises; the first error comes last."""
+    """Call `on_end` of every callback, the later ones also when an earlier one raises; the first error comes last.
+
+    A finished run whose files cannot be written has failed for those that come after.
+    """
     first: BaseException | None = None
     for callback in callbacks:
         try:
             callback.on_end(run, outcome)
         except BaseException as error:  # noqa: BLE001 - re-raised below, after the others had their turn
             first = first or error
+            if outcome is Outcome.FINISHED and isinstance(error, Exception):
+                outcome, run.error = Outcome.FAILED, error
     if first is not None:
         raise first

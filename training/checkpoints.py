@@ -1,9 +1,10 @@
 """Checkpoints: kohya's names, when they are written, and which older ones go."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 import tempfile
+from typing import Any, ClassVar
 
 from common.errors import ConfigError
 from common.logs import get_logger
@@ -47,7 +48,12 @@ class CheckpointPlan:
 
 
 class Checkpoints(Callback):
-    """Writes checkpoints on the first process. `write(path, state)` must leave a whole file or none."""
+    """Writes checkpoints on the first process. `write(path, state)` must leave a whole file or none.
+
+    One that cannot be written (a full disk) costs a warning, and none is deleted for it; the final file must be.
+    """
+
+    state_name: ClassVar[str] = "checkpoints"
 
     def __init__(self, plan: CheckpointPlan, write: Callable[[Path, RunState], None]) -> None:
         self.plan = plan
@@ -55,6 +61,17 @@ class Checkpoints(Callback):
         self._paths: list[Path] = []
         self._steps: dict[int, Path] = {}
         self._epochs: dict[int, Path] = {}
+        self.failures = 0
+
+    def remembered(self) -> dict[str, Any]:
+        """Which ones are this run's own to delete."""
+        return {"steps": [*self._steps], "epochs": [*self._epochs]}
+
+    def recall(self, values: Mapping[str, Any]) -> None:
+        """Take them up."""
+        self._steps = {step: self.plan.at_step(step) for step in values["steps"]}
+        self._epochs = {epoch: self.plan.at_epoch(epoch) for epoch in values["epochs"]}
+        self._paths = [*self._steps.values(), *self._epochs.values()]
 
     @property
     def kept(self) -> list[Path]:
@@ -68,8 +85,8 @@ class Checkpoints(Callback):
 
     def on_step(self, run: Run, report: StepReport) -> None:
         """Write every `every_steps` steps."""
-        if self.plan.every_steps and report.step % self.plan.every_steps == 0:
-            self._save(run, self.plan.at_step(report.step))
+        due = bool(self.plan.every_steps) and report.step % (self.plan.every_steps or 1) == 0
+        if due and self._is_saved(run, self.plan.at_step(report.step)):
             self._steps[report.step] = self.plan.at_step(report.step)
             if self.plan.keep_steps is not None:
                 self._forget(self._steps, oldest_kept=report.step - self.plan.keep_steps, newest=report.step)
@@ -79,7 +96,8 @@ class Checkpoints(Callback):
         epoch = run.state.epoch
         if not self.plan.every_epochs or epoch % self.plan.every_epochs or run.is_ending:
             return
-        self._save(run, self.plan.at_epoch(epoch))
+        if not self._is_saved(run, self.plan.at_epoch(epoch)):
+            return
         self._epochs[epoch] = self.plan.at_epoch(epoch)
         if self.plan.keep_epochs is not None:
             oldest = epoch - self.plan.every_epochs * (self.plan.keep_epochs - 1)
@@ -98,16 +116,27 @@ class Checkpoints(Callback):
             log.warning("%s after step %d; no checkpoint was due before it, so nothing is kept "
                         "(--save_every_n_steps sets how often)", outcome.value, run.state.step)
 
+    def _is_saved(self, run: Run, path: Path) -> bool:
+        try:
+            self._save(run, path)
+        except OSError as error:
+            self.failures += 1
+            if run.processes.is_main:
+                log.warning("%s could not be written (%s). Training goes on; free some space.", path, error)
+            return False
+        return True
+
     def _save(self, run: Run, path: Path) -> None:
-        if run.processes.is_main:
-            # Noted before it is there, because Ctrl-C may come between the rename and the next line.
-            self._paths.append(path)
-            self._write(path, run.state)
+        # Noted before it is there, because Ctrl-C may come between the rename and the next line.
+        self._paths.append(path)
+        run.processes.from_first(lambda: self._write(path, run.state))
         run.saved(path)
 
     def _forget(self, files: dict[int, Path], *, oldest_kept: int, newest: int) -> None:
         for count in [count for count in files if count < oldest_kept and count != newest]:
-            files.pop(count).unlink(missing_ok=True)
+            path = files.pop(count)
+            path.unlink(missing_ok=True)
+            self._paths = [one for one in self._paths if one != path]
 
 
 def check_writable(folder: Path) -> None:

@@ -323,6 +323,10 @@ class TrainConfig(Section):
     preflight: PreflightSection
     logging: LoggingSection
 
+    def for_later_starts(self) -> "TrainConfig":
+        """The settings without what was asked of one start alone, such as `--force`: what goes on with this run."""
+        return self.model_copy(update={"state": self.state.for_later_starts()})
+
     def problems(self) -> Iterable[str]:
         """What waits for held-out clips needs some."""
         if not self.validation.is_wanted:

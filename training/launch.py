@@ -86,10 +86,10 @@ def with_seed(config: TrainConfig, processes: Processes, known: int | None = Non
 
 @contextmanager
 def run_lock(settings: SavingSection, processes: Processes) -> Iterator[None]:
-    """Keep a second training of the same name out of the folder, as long as this one runs. ConfigError where one is."""
+    """Keep a second training out of the folder, as long as this one runs. ConfigError where one is."""
     from filelock import FileLock, Timeout
 
-    path = settings.output_dir / f".{settings.output_name}.lock"
+    path = settings.output_dir / ".training.lock"
     lock = FileLock(path)
 
     def take() -> None:
@@ -97,8 +97,8 @@ def run_lock(settings: SavingSection, processes: Processes) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise ConfigError(f"another training of the name '{settings.output_name}' runs in {settings.output_dir} "
-                              f"({path.name} is held). Wait for it, stop it, or choose another --output_name."
+            raise ConfigError(f"another training runs in {settings.output_dir}, whose log and records are one run's "
+                              f"({path.name} is held). Wait for it, stop it, or choose another --output_dir."
                               ) from error
 
     processes.from_first(take)

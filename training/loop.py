@@ -110,6 +110,7 @@ class Loop:
         self.error: BaseException | None = None
         self.is_state_due: Callable[[], bool] = lambda: False
         self.wish = StopWish()
+        self._is_asked_to_stop = False
         self.guard = guard or Guard()
         self._bucket = GradientBucket(job.parameters, processes)
 
@@ -126,7 +127,7 @@ class Loop:
                     callback.on_start(self)
                 while not self.is_ending:
                     self._epoch()
-                    if not self.is_ending:
+                    if self._is_stopping and not self.is_ending:
                         self.wish.obey()
             except KeyboardInterrupt as error:
                 self.error = error
@@ -175,13 +176,18 @@ class Loop:
                 report = self._step(portion, started)
                 for callback in self.callbacks:
                     callback.on_step(self, report)
-                if self.is_ending or self.wish or self._is_cut:
+                if self.is_ending or self._is_stopping or self._is_cut:
                     break
                 started = time.perf_counter()
         if state.batches_in_epoch >= length or self._is_cut:
             for callback in self.callbacks:
                 callback.on_epoch(self)
             state.is_in_epoch = False
+
+    @property
+    def _is_stopping(self) -> bool:
+        """Whether the run ends here as it was asked to; of several processes only where all of them know it."""
+        return bool(self.wish) if self.processes.count == 1 else self._is_asked_to_stop
 
     @property
     def _is_cut(self) -> bool:
@@ -200,10 +206,10 @@ class Loop:
             result.total.backward()  # type: ignore[no-untyped-call]
             self._bucket.add_loss(result.total, len(result.names))
             seen.append(BatchLoss(result.total.detach(), result.per_sample, result.names, result.sigmas))
-        if self.wish:
-            self._bucket.ask_to_stop()
         if self.processes.is_main and self.is_state_due():
             self._bucket.ask_for_state()
+        if self.wish:
+            self._bucket.ask_to_stop()
         told = [part for part in seen if part.sigmas]
         totals = self._bucket.reduce(self.settings.max_grad_norm, also=[part.per_sample for part in told])
         self._refuse(totals, seen)
@@ -215,6 +221,7 @@ class Loop:
         self.state.batches_in_epoch += len(portion)
         self.state.count(totals.loss, totals.samples)
         self.is_between_steps = True
+        self._is_asked_to_stop = totals.is_to_stop
         if totals.is_to_stop and not self.wish:
             self.wish.number = signal.SIGTERM
         return StepReport(step=self.state.step, epoch=self.state.epoch, loss=totals.loss,

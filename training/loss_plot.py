@@ -12,7 +12,7 @@ from typing import Any
 
 from common.atomic import write_text
 from common.logs import get_logger
-from training.callbacks import Callback, Outcome, Run, RunState, StepReport, ValidationReport
+from training.callbacks import Onlooker, Outcome, Run, RunState, StepReport, ValidationReport
 
 log = get_logger(__name__)
 
@@ -142,7 +142,7 @@ def draw_history(runs: Sequence[RunHistory], path: Path, *, title: str = "") -> 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from common.atomic import atomic_path
+    from common.plots import save_figure
 
     more = []
     if any(run.validated_at(0)[1] for run in runs):
@@ -166,8 +166,7 @@ def draw_history(runs: Sequence[RunHistory], path: Path, *, title: str = "") -> 
         for run in runs[1:]:
             panel.axvline(run.offset, color="tab:gray", linestyle=":", linewidth=0.8)
     panels[-1].set(xlabel="optimiser step")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def _draw_losses(panel: Any, runs: Sequence[RunHistory]) -> None:
@@ -237,18 +236,28 @@ def _drawable(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else value for value in values]
 
 
-class LossHistory(Callback):
+class LossHistory(Onlooker):
     """``loss_history.png`` and ``.json`` beside ``metrics.jsonl``: every few steps, at validations and at the end.
 
-    Stands behind `StepLog` in the list of callbacks, whose lines it reads.
+    Stands behind `StepLog` in the list of callbacks, whose lines it reads. All of them are read each time, so a long
+    run is drawn more seldom: when a fiftieth of its steps came new, so that drawing never costs a share that grows.
     """
 
+    SHARE = 50
+
     def __init__(self, folder: Path, title: str, every: int = 100) -> None:
+        super().__init__()
         self.folder, self.title, self.every = folder, title, every
+        self._drawn = 0
+
+    def on_start(self, run: Run) -> None:
+        """Count from where the run stands."""
+        self._drawn = run.state.step
 
     def on_step(self, run: Run, report: StepReport) -> None:
-        """Bring both up to date every `every` steps."""
-        if report.step % self.every == 0:
+        """Bring both up to date every `every` steps, or more seldom (see above)."""
+        if report.step % self.every == 0 and report.step - self._drawn >= report.step // self.SHARE:
+            self._drawn = report.step
             self._write(run)
 
     def on_validation(self, run: Run, report: ValidationReport) -> None:
@@ -266,5 +275,7 @@ class LossHistory(Callback):
         runs = [one for one in read_history(metrics) if one.steps or one.validations]
         if not runs:
             return
-        write_text(self.folder / TABLE, json.dumps(history_table(runs)))
-        draw_history(runs, self.folder / PICTURE, title=self.title)
+        with self.writing(self.folder / TABLE):
+            write_text(self.folder / TABLE, json.dumps(history_table(runs)))
+        with self.writing(self.folder / PICTURE):
+            draw_history(runs, self.folder / PICTURE, title=self.title)

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
-from training.callbacks import Callback, Outcome, Run, StepReport
+from training.callbacks import Onlooker, Outcome, Run, StepReport
 from training.timestep_plot import draw_drawn
 
 PICTURE = "timesteps.png"
@@ -33,7 +33,7 @@ def bin_of(sigma: float, bins: int = BINS) -> int:
     return min(int(sigma * bins + 2e-6), bins - 1)
 
 
-class NoiseLevels(Callback):
+class NoiseLevels(Onlooker):
     """Counts samples and losses by noise level, and draws them as ``timesteps.png`` beside the loss history.
 
     With several processes it counts the first one's samples, which are dealt out evenly.
@@ -43,6 +43,7 @@ class NoiseLevels(Callback):
 
     def __init__(self, folder: Path, expected: Callable[[], Sequence[float]], *, title: str, every: int = 100) -> None:
         """`expected` gives the share of each of the `BINS` bins; `every`: steps between two pictures."""
+        super().__init__()
         self.path, self.title, self.every = folder / PICTURE, title, every
         self.counts, self.sums = [0] * BINS, [0.0] * BINS
         self._expected = expected
@@ -88,4 +89,5 @@ class NoiseLevels(Callback):
     def _draw(self, run: Run) -> None:
         if run.processes.is_main and any(self.counts):
             means = [total / count if count else None for total, count in zip(self.sums, self.counts, strict=True)]
-            draw_drawn(self.counts, means, self._shares(), self.path, title=self.title)
+            with self.writing(self.path):
+                draw_drawn(self.counts, means, self._shares(), self.path, title=self.title)

@@ -34,13 +34,13 @@ class Processes:
         return values
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What `make` gives on the first process, on all of them; its UserError is raised on all of them too."""
+        """What `make` gives on the first process, on all of them; its UserError or OSError is raised on all of them."""
         value: Any = None
-        error: UserError | None = None
+        error: UserError | OSError | None = None
         if self.is_main:
             try:
                 value = make()
-            except UserError as found:
+            except (UserError, OSError) as found:
                 error = found
         value, error = self.gather((value, error))[0]
         if error is not None:

@@ -17,7 +17,7 @@ from inference.request import GenerationRequest
 from training.config import TrainConfig
 from training.parallel import Processes
 from training.preflight import Plan
-from training.preview_files import FOLDER, write_sound
+from training.preview_files import FOLDER, HELD_OUT, write_sound
 from training.showing import REFERENCE, SOUND
 from training.validation import chosen
 
@@ -36,7 +36,7 @@ def held_out_prompts(config: TrainConfig, plan: Plan, base: GenerationRequest, p
         raise ConfigError(f"--sample_held_out {wanted}: the media of {', '.join(absent[:4])} are not there, and caches "
                           "hold neither pictures nor sound. Bring them back to where the dataset TOML looks for them, "
                           "or name pictures and sounds of your own in --sample_prompts.")
-    folder = config.saving.output_dir / FOLDER / "held_out"
+    folder = config.saving.output_dir / FOLDER / HELD_OUT
     if processes.is_main:
         for clip in clips:
             write_inputs(clip, plan, folder)

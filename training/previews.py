@@ -34,12 +34,15 @@ class Previews(Callback):
     state_name = "previews"
 
     def __init__(self, previews: PreparedPreviews, *, dit: WanDiT, network: nn.Module,
-                 as_saved: Callable[[], AbstractContextManager[Any]]) -> None:
-        """`as_saved` gives the context in which the network has the weights that a checkpoint would hold."""
+                 as_saved: Callable[[], AbstractContextManager[Any]], passing: Path | None = None) -> None:
+        """`as_saved` gives the context in which the network has the weights that a checkpoint would hold.
+
+        `passing` is a file that a later network takes the place of (the best one), which no record may name.
+        """
         self.previews = previews
         self.failures = 0
         """Previews that could not be made, over all processes and rounds of this start."""
-        self._network, self._as_saved = network, as_saved
+        self._network, self._as_saved, self._passing = network, as_saved, passing
         self._copy = ModalCopy.from_environment()
         self._meeting: MeetingPoint | None = None
         self._checkpoint: tuple[int, Path] | None = None
@@ -82,7 +85,8 @@ class Previews(Callback):
 
     def on_save(self, run: Run, path: Path) -> None:
         """Note the file that holds what the network is now."""
-        self._checkpoint = (run.state.step, path)
+        if path != self._passing:
+            self._checkpoint = (run.state.step, path)
 
     def on_validation(self, run: Run, report: ValidationReport) -> None:
         """Note the loss for the page."""

@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+import errno
 import json
 import math
 import os
 from pathlib import Path
 import sys
 import time
-from typing import IO, Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from common.logs import get_logger
 from common.progress import progress
-from training.callbacks import Callback, Outcome, Run, StepReport, ValidationReport
+from training.callbacks import Callback, Onlooker, Outcome, Run, StepReport, ValidationReport
 from training.memory_report import Smi, device_memory
 
 log = get_logger(__name__)
@@ -110,9 +111,10 @@ class ProgressLine(Callback):
             self._bar.close()
 
 
-class StepLog(Callback):
+class StepLog(Onlooker):
     """``metrics.jsonl`` in the run folder: a line when a run starts, and one for every optimiser step.
 
+    Lines that a full disk has no room for wait until there is some; no state is saved as long as they do.
     A saved state remembers how long the file was: stand before the callback that saves it, so that the line of the
     step is in. A run that goes on from it cuts off what came later and is done again.
     """
@@ -121,16 +123,19 @@ class StepLog(Callback):
 
     def __init__(self, folder: Path, run_name: str, *, replaces_lost: bool = False) -> None:
         """`replaces_lost`: lines of a run of this name that was killed before it had a state are taken back."""
+        super().__init__()
         self.path = folder / "metrics.jsonl"
         self._name = run_name
         self._replaces_lost = replaces_lost
-        self._file: IO[str] | None = None
+        self._file: BinaryIO | None = None
+        self._waiting = b""
         self._length: int | None = None
 
     def remembered(self) -> dict[str, Any]:
         """Length of the file in bytes, all of which are on disk."""
+        if self._waiting:
+            raise OSError(errno.ENOSPC, "the figures of the last steps are not on the disk", str(self.path))
         if self._file is not None and not self._file.closed:
-            self._file.flush()
             os.fsync(self._file.fileno())
         return {"bytes": self.path.stat().st_size if self.path.is_file() else 0}
 
@@ -146,9 +151,10 @@ class StepLog(Callback):
             elif self._replaces_lost and (lost := _lost_run(self.path, self._name)) is not None:
                 log.info("%s: an earlier start was killed before it had a state; its lines are taken back", self.path)
                 os.truncate(self.path, lost)
-            self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in on_end
+            # Without a buffer, so that what did not fit is known to the byte. Closed in on_end.
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
             if _is_torn(self.path):
-                self._file.write("\n")
+                self._waiting = b"\n"
             self._line(event="start", run=self._name, time=datetime.now(UTC).isoformat(timespec="seconds"),
                        first_step=run.state.step + 1, total_steps=run.total_steps)
 
@@ -178,8 +184,12 @@ class StepLog(Callback):
             self._file.close()
 
     def _line(self, **values: Any) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
+        if self._file is None:
+            return
+        self._waiting += json.dumps(_finite(values), allow_nan=False).encode() + b"\n"
+        with self.writing(self.path):
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting):]
 
 
 def _lost_run(path: Path, name: str) -> int | None:

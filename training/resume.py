@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+import glob
 import os
 from pathlib import Path
 import re
@@ -17,8 +18,11 @@ from common.logs import get_logger
 from training.clips import EpochBatches
 from training.config import TrainConfig
 from training.phases import current_phase
-from training.resume_rules import RULES, Rule, changed, refusals, told
-from training.run_record import FILE, RunRecord, read_record
+from training.preview_files import FOLDER as PREVIEWS
+from training.preview_files import HELD_OUT
+from training.preview_page import write_page
+from training.resume_rules import RULES, Rule, changed, plain, refusals, told
+from training.run_record import FILE, RunRecord, move_corrupt, read_record
 from training.state_settings import StateSection
 from training.states import SavedState, clear_newer, newest_whole, read_state, sweep
 
@@ -74,20 +78,22 @@ def find_start(config: TrainConfig) -> Start:
 def make_room(start: Start, config: TrainConfig) -> Start:
     """Take out of the way what the run would mistake for its own; nothing is deleted but unfinished files.
 
-    An earlier run's files go to a folder of their own where this one begins anew, and states that are newer than the
-    one that is gone on from are renamed.
+    An earlier run's files go to a folder of their own where this one begins anew. Where it goes on, states that are
+    newer than its own are renamed, and all that are here where it comes from another folder.
     """
     folder, name = config.saving.output_dir, config.saving.output_name
-    if swept := sweep(folder):
+    if swept := [path for one in (folder, folder / PREVIEWS, folder / PREVIEWS / HELD_OUT) for path in sweep(one)]:
         log.info("removed what a killed run left unfinished: %s", ", ".join(path.name for path in swept))
+    move_corrupt(folder)
+    is_own = start.state is not None and start.state.path.parent.resolve() == folder.resolve()
     if start.is_resumed and start.state is not None:
-        clear_newer(folder, name, start.state.step)
+        clear_newer(folder, name, start.state.step if is_own else -1)
     elif start.state is None and not config.state.force:
         clear_newer(folder, name, -1)
     else:
         aside = _move_away(folder, name)
-        if start.state is not None and aside is not None and (moved := aside / start.state.path.name).exists():
-            return replace(start, state=replace(start.state, path=moved))
+        if start.state is not None and aside is not None and is_own:
+            return replace(start, state=replace(start.state, path=aside / start.state.path.name))
     return start
 
 
@@ -100,16 +106,23 @@ def _named(path: Path) -> SavedState:
 
 
 def _move_away(folder: Path, name: str) -> Path | None:
-    """Rename what an earlier run of `name` left (states, checkpoints, record) into one folder beside; that folder."""
+    """Rename what an earlier run of `name` left (states, checkpoints, record, previews) into one folder beside; that
+    folder."""
     own = re.compile(re.escape(name) + r"(-step\d{8,}(-state)?|-\d{6,}|-best|-raw|-ema)?(\.safetensors)?")
     mine = [path for path in folder.iterdir() if path.name == FILE or (
         own.fullmatch(path.name) and (path.suffix or path.name.endswith("-state")))] if folder.is_dir() else []
-    if not mine:
+    previews = [*(folder / PREVIEWS).glob(f"{glob.escape(name)}_step*")]
+    if not mine and not previews:
         return None
     target = folder / f"{name}-before-{datetime.now():%Y%m%d-%H%M%S}"
     target.mkdir()
     for path in mine:
         os.replace(path, target / path.name)
+    if previews:
+        (target / PREVIEWS).mkdir()
+        for path in previews:
+            os.replace(path, target / PREVIEWS / path.name)
+        write_page(target / PREVIEWS)
     log.info("what an earlier run of '%s' left is now in %s", name, target)
     return target
 
@@ -121,12 +134,12 @@ def _nothing_to_do(state: SavedState, config: TrainConfig) -> str:
     """
     settings, facts = config.state, state.facts
     status = facts.get("status", "running")
-    is_longer = _is_longer(facts["settings"], config)
+    is_longer = _is_longer(facts["settings"], config, int(facts.get("total_steps", 0)))
     if settings.continue_training or is_longer:
         return ""
     ways = "To go on: a larger --max_train_steps or --max_train_epochs, or --continue_training; to train anew: --force."
     has_result = (config.saving.output_dir / f"{config.saving.output_name}.safetensors").exists()
-    if status in ("finished", "stopped early") and not has_result:
+    if not has_result and (status in ("finished", "stopped early") or settings.min_sufficient_epochs is not None):
         return ""  # the disk was full at the end, say: going on writes what is missing
     if status == "finished":
         return f"this run is finished: {state.step} of {facts.get('total_steps')} steps ({state.path.name}). {ways}"
@@ -144,22 +157,16 @@ def sufficient_reason(epochs: int, settings: StateSection, where: str) -> str:
             "--continue_training; to train anew: --force.")
 
 
-def _is_longer(before: Mapping[str, Any], config: TrainConfig) -> bool:
+def _is_longer(before: Mapping[str, Any], config: TrainConfig, total_steps: int) -> bool:
     now = plain_values(config)
     if now["max_train_epochs"] is not None:
         return before.get("max_train_epochs") is None or now["max_train_epochs"] > before["max_train_epochs"]
-    return before.get("max_train_epochs") is None and now["max_train_steps"] > before["max_train_steps"]
+    return bool(now["max_train_steps"] > total_steps)
 
 
 def plain_values(config: TrainConfig) -> dict[str, Any]:
     """Every setting but secrets, as JSON has it."""
-    return {field.name: _plain(value_of(config, field)) for field in flags_of(type(config)) if not field.is_secret}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+    return {field.name: plain(value_of(config, field)) for field in flags_of(type(config)) if not field.is_secret}
 
 
 def facts_of(config: TrainConfig, batches: EpochBatches, run_id: str, phases: Sequence[Mapping[str, Any]] = ()

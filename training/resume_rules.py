@@ -6,7 +6,12 @@ refused. `docs/resume.md` has this table; a test holds the two together, and ano
 
 from collections.abc import Mapping
 from enum import Enum
+import functools
+from pathlib import Path
 from typing import Any
+
+from common.config import flags_of
+from training.config import TrainConfig
 
 
 class Rule(Enum):
@@ -62,22 +67,43 @@ RULES: Mapping[str, Rule] = {
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{setting: (value before, value now)} of what differs; a setting that one side lacks is None there."""
+    """{name: (value before, value now)} of what differs; what one side lacks is None there."""
     return {name: (before.get(name), now.get(name)) for name in dict.fromkeys([*before, *now])
             if before.get(name) != now.get(name)}
+
+
+def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The same of the settings that there are now; what the version that wrote `before` did not know had the effect of
+    its default."""
+    defaults = default_values()
+    return changed({name: before.get(name, defaults.get(name)) for name in now}, now)
+
+
+@functools.cache
+def default_values() -> Mapping[str, Any]:
+    """Every setting as it is where nobody gives it, as JSON has it."""
+    return {field.name: plain(field.info.get_default(call_default_factory=True))
+            for field in flags_of(TrainConfig) if not field.required}
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON has it."""
+    if isinstance(value, Path):
+        return str(value)
+    return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def refusals(before: Mapping[str, Any], now: Mapping[str, Any], *, weights_only: bool) -> list[str]:
     """A sentence for every setting whose change the rules refuse."""
     refused = {Rule.NEVER} if weights_only else {Rule.NEVER, Rule.FRESH}
     return [f"--{name} was {_shown(old)}, is {_shown(new)} ({RULES[name].value})"
-            for name, (old, new) in changed(before, now).items() if RULES.get(name) in refused]
+            for name, (old, new) in _changed_settings(before, now).items() if RULES.get(name) in refused]
 
 
 def told(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A sentence for every change that is allowed and worth a line."""
     return [f"--{name} was {_shown(old)}, is {_shown(new)} from here on"
-            for name, (old, new) in changed(before, now).items() if RULES.get(name) is Rule.TOLD]
+            for name, (old, new) in _changed_settings(before, now).items() if RULES.get(name) is Rule.TOLD]
 
 
 def _shown(value: Any) -> str:

@@ -4,17 +4,19 @@ States and checkpoints on the disk are the truth; this file names them, counts w
 Damaged, it is moved aside and made again from them.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 import json
+import math
 from pathlib import Path
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from common.atomic import write_text
 from common.errors import ConfigError
 from common.logs import get_logger
-from training.callbacks import Callback, Outcome, Run, ValidationReport
+from training.callbacks import Onlooker, Outcome, Run, ValidationReport
 from training.states import find_states, put_aside, read_state
 
 log = get_logger(__name__)
@@ -63,21 +65,32 @@ class RunRecord:
 def read_record(folder: Path, name: str) -> RunRecord:
     """The record of the run `name` in `folder`; a fresh one where there is none, or another run's.
 
-    A file that cannot be read, or whose fields are not what they should be, is moved to
-    ``training_state.json.corrupt-<time>`` and rebuilt from the states and checkpoints in the folder.
+    A file that cannot be read, or whose fields are not what they should be, is made again from the states and
+    checkpoints in the folder; `move_corrupt` takes it out of the way.
     """
-    path = folder / FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        record = _checked(values)
+        record = _read(folder)
     except FileNotFoundError:
         return rebuilt(folder, name)
     except (OSError, ValueError, TypeError) as error:
-        aside = put_aside(path, "corrupt")
-        log.warning("%s cannot be read (%s); it was moved to %s and made again from the states and checkpoints here.",
-                    path, error, aside.name)
+        log.warning("%s cannot be read (%s); it is made again from the states and checkpoints here.", folder / FILE,
+                    error)
         return rebuilt(folder, name)
     return record if record.name == name else rebuilt(folder, name)
+
+
+def move_corrupt(folder: Path) -> None:
+    """Rename the record of `folder` to ``training_state.json.corrupt-<time>`` where it cannot be read."""
+    try:
+        _read(folder)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError):
+        log.warning("%s was moved to %s", folder / FILE, put_aside(folder / FILE, "corrupt").name)
+
+
+def _read(folder: Path) -> RunRecord:
+    return _checked(json.loads((folder / FILE).read_text(encoding="utf-8")))
 
 
 def _checked(values: Any) -> RunRecord:
@@ -123,11 +136,27 @@ def _step_in(path: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-class RecordKeeper(Callback):
-    """Keeps ``training_state.json`` up to date, on the first process."""
+class RecordKeeper(Onlooker):
+    """Keeps ``training_state.json`` up to date, on the first process.
+
+    The measurements are those that the state knew which the run goes on from, not what came after it.
+    """
+
+    state_name: ClassVar[str] = "record"
 
     def __init__(self, folder: Path, record: RunRecord) -> None:
+        super().__init__()
         self.folder, self.record = folder, record
+        self._basis = ""
+
+    def remembered(self) -> dict[str, Any]:
+        """The best measurement, the last ones, and what they measured."""
+        return {"best": self.record.best, "validations": self.record.validations, "basis": self._basis}
+
+    def recall(self, values: Mapping[str, Any]) -> None:
+        """Take them up."""
+        self.record.best, self.record.validations = values["best"], list(values["validations"])
+        self._basis = values["basis"]
 
     def on_start(self, run: Run) -> None:
         """The run is under way."""
@@ -151,12 +180,13 @@ class RecordKeeper(Callback):
 
     def on_validation(self, run: Run, report: ValidationReport) -> None:
         """Note the figures, and the best of them."""
-        figures = {"step": report.step, "held_out_loss": report.loss,
-                   "audio_gap": None if report.audio is None else report.audio.gap}
+        gap = None if report.audio is None else report.audio.gap
+        figures = {"step": report.step, "held_out_loss": _finite(report.loss), "audio_gap": _finite(gap)}
         before = [one for one in self.record.validations if one["step"] < report.step]
         self.record.validations = [*before, figures][-HISTORY:]
-        if self.record.best is None or report.loss < self.record.best["held_out_loss"]:
-            self.record.best = figures
+        best = self.record.best if self._basis == report.basis else None
+        if math.isfinite(report.loss) and (best is None or report.loss < best["held_out_loss"]):
+            self.record.best, self._basis = figures, report.basis
         self._write(run)
 
     def on_end(self, run: Run, outcome: Outcome) -> None:
@@ -175,7 +205,10 @@ class RecordKeeper(Callback):
         record = self.record
         record.step, record.epoch, record.updated = run.state.step, run.state.epoch, _now()
         record.states = [path.name for path in reversed(find_states(self.folder, record.name))]
-        try:
+        with self.writing(self.folder / FILE):
             write_text(self.folder / FILE, record.text())
-        except OSError as error:
-            log.warning("%s could not be written (%s); training goes on", self.folder / FILE, error)
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no word for other numbers."""
+    return value if value is not None and math.isfinite(value) else None

@@ -6,6 +6,7 @@ transformers (and diffusers for piecewise_constant), so that numbers agree with 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -185,11 +186,27 @@ def build_scheduler(optimizer: "Optimizer", settings: ScheduleSettings) -> "LRSc
     return LambdaLR(optimizer, lambda step: factor_at(step, settings))
 
 
+def set_rates(optimizer: "Optimizer", schedule: Any) -> None:
+    """Have the next step learn at the rates of a LambdaLR's own course: those that a state holds are of the course that
+    the run had then, which a longer run leaves."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    if isinstance(schedule, LambdaLR):
+        for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(schedule.last_epoch)
+
+
 def build_custom_scheduler(optimizer: "Optimizer", dotted_class: str, arguments: Sequence[str]) -> "LRScheduler":
     """A scheduler of any class (`lr_scheduler_type`) with `name=value` arguments; a bare name is one of torch."""
     from training.optimizers import import_class, parse_arguments
 
     path = dotted_class if "." in dotted_class else f"torch.optim.lr_scheduler.{dotted_class}"
     scheduler_class: Any = import_class(path, "lr_scheduler_type")
+    needed = [name for name, one in [*inspect.signature(scheduler_class.step).parameters.items()][1:]
+              if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    if needed:
+        raise ConfigError(f"lr_scheduler_type '{path}' wants to be told {', '.join(needed)} at every step, and a "
+                          "schedule here goes by steps alone. Choose another; --early_stopping_patience_evals looks at "
+                          "measurements.")
     return scheduler_class(optimizer, **parse_arguments(arguments, scheduler_class, "lr_scheduler_args",
                                                         taken=("optimizer",)))

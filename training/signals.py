@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -23,12 +24,18 @@ class Interrupted(KeyboardInterrupt):
 class StopWish:
     """Whether this process was asked to stop, and when it may do so at once.
 
-    The first signal is noted, and raises `Interrupted` only inside `interruptible`. The second one raises wherever it
-    comes, for those who cannot wait.
+    The first signal is noted, and raises `Interrupted` only inside `interruptible`. Another one raises wherever it
+    comes, for those who cannot wait; not where it comes within `ECHO_S` of the first: a Ctrl-C reaches the processes of
+    a launch from the terminal and again from the launcher.
     """
+
+    ECHO_S = 2.0
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.is_urgent = False
+        """Whether a second signal broke something off, wherever it was."""
+        self._noted_at = 0.0
         self._is_interruptible = False
 
     def __bool__(self) -> bool:
@@ -64,8 +71,11 @@ class StopWish:
 
     def _note(self, number: int, frame: FrameType | None) -> Any:
         if self.number is not None:
-            raise Interrupted(number)
-        self.number = number
+            if time.monotonic() - self._noted_at > self.ECHO_S:
+                self.is_urgent = True
+                raise Interrupted(number)
+            return
+        self.number, self._noted_at = number, time.monotonic()
         if self._is_interruptible:
             raise Interrupted(number)
         if os.environ.get("RANK", "0") == "0":

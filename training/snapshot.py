@@ -15,6 +15,7 @@ from common.tensorfile import load_tensors
 from common.treefile import load_tree, save_tree
 from training.callbacks import RunState
 from training.loop import Loop
+from training.schedules import set_rates
 from training.states import SavedState, write_state
 
 NETWORK, OPTIMIZER, RUN = "network.safetensors", "optimizer.safetensors", "run.safetensors"
@@ -44,23 +45,32 @@ class Snapshot:
                  more: Mapping[str, Any] | None = None) -> None:
         """`write_network` writes the trained weights as they are now, in float32, as a network file.
 
-        `more` are further parts by name, each with `state()` and `load_state(values)` (an average of the weights).
+        `more` are further parts by name, each with `state()`, `load_state(values)`, and `begin()` for other weights to
+        begin with (an average of the weights).
         """
         self._loop, self._network, self._write_network = loop, network, write_network
         self._more = dict(more or {})
 
     @property
     def is_sound(self) -> bool:
-        """Whether the weights are those between two steps, and finite."""
-        return self._loop.is_between_steps and all(
+        """Whether the weights are those between two steps, and finite.
+
+        A second signal may have come where an average stood in their place.
+        """
+        return self._loop.is_between_steps and not self._loop.wish.is_urgent and all(
             bool(torch.isfinite(parameter).all()) for parameter in self._loop.job.parameters)
 
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
-        """Write the state on the first process; every process must call it, at the same step."""
+        """Write the state on the first process; every process must call it, at the same step.
+
+        An OSError is raised on all of them.
+        """
         loop = self._loop
         everywhere = loop.processes.gather(random_states(loop.processes.device))
-        if not loop.processes.is_main:
-            return
+        loop.processes.from_first(lambda: self._write(path, facts, everywhere))
+
+    def _write(self, path: Path, facts: Mapping[str, Any], everywhere: Sequence[Any]) -> None:
+        loop = self._loop
         run = {"run": asdict(loop.state), "guard": list(loop.guard.recent), "random": everywhere,
                "callbacks": {one.state_name: one.remembered() for one in loop.callbacks if one.state_name},
                "more": {name: part.state() for name, part in self._more.items()}}
@@ -74,10 +84,11 @@ class Snapshot:
     def restore(self, state: SavedState, *, has_new_data: bool = False) -> None:
         """Bring the loop, its callbacks and the network to `state`. ConfigError where it does not fit."""
         loop = self._loop
-        self.restore_network(state)
+        self._restore_network(state)
         learning, run = load_tree(state.path / OPTIMIZER), load_tree(state.path / RUN)
         load_optimizer(loop.optimizer, learning["optimizer"], state.path)
         loop.schedule.load_state_dict(learning["schedule"])
+        set_rates(loop.optimizer, loop.schedule)
         known = {one.name for one in fields(RunState)}
         loop.state = RunState(**{name: value for name, value in run["run"].items() if name in known})
         if has_new_data:
@@ -94,8 +105,13 @@ class Snapshot:
             set_random_states(everywhere[loop.processes.rank], loop.processes.device)
         loop.is_resumed = True
 
-    def restore_network(self, state: SavedState) -> None:
-        """The trained weights alone."""
+    def take_weights(self, state: SavedState) -> None:
+        """Begin a run with the trained weights of `state`."""
+        self._restore_network(state)
+        for part in self._more.values():
+            part.begin()
+
+    def _restore_network(self, state: SavedState) -> None:
         tensors, _ = load_tensors(state.path / NETWORK)
         own = self._network.state_dict()
         strange = sorted(own.keys() ^ tensors.keys())

@@ -43,7 +43,9 @@ class StateKeeper(Callback):
         """`facts` go into every state's index: settings, what the data are, the run's id."""
         self.plan, self.snapshot, self.facts = plan, snapshot, dict(facts)
         self.failures = 0
-        self._saved_step = -1
+        self._saved_step: int | None = None
+        """-1 before the first; None where the run has not begun: then nothing is new, and less may be known than in
+        the state that it was to go on from."""
         self._last = time.monotonic()
         self._has_new_checkpoint = False
         self._wish: Callable[[int], None] = lambda number: None
@@ -54,8 +56,7 @@ class StateKeeper(Callback):
         run.is_state_due = self._is_due
         if isinstance(run, Loop):
             self._wish = lambda number: setattr(run.wish, "number", number)
-        if run.is_resumed:
-            self._saved_step = run.state.step
+        self._saved_step = run.state.step if run.is_resumed else -1
 
     def _is_due(self) -> bool:
         """Asked before a step ends, on the first process alone."""
@@ -86,16 +87,18 @@ class StateKeeper(Callback):
 
     def on_end(self, run: Run, outcome: Outcome) -> None:
         """Save what a later start goes on from, where the weights are those of a whole step."""
-        stands_alone = run.processes.count == 1 or outcome is not Outcome.FAILED or isinstance(run.error, BrokenStep)
-        if run.state.step == 0 and outcome is not Outcome.FINISHED:
+        stands_alone = (run.processes.count == 1 or outcome is not Outcome.FAILED or run.is_ending
+                        or isinstance(run.error, BrokenStep))
+        if self._saved_step is None or (run.state.step == 0 and outcome is not Outcome.FINISHED):
             return
         if not stands_alone:
             log.warning("one process failed alone, so no state is saved now; the last saved one is gone on from")
         elif not self.snapshot.is_sound:
-            log.warning("the step was broken off in its middle, so no state is saved now; the last saved one is gone "
+            log.warning("the run was broken off at once, so no state is saved now; the last saved one is gone "
                         "on from")
-        elif run.state.step != self._saved_step:
-            self.save(run, status=outcome.value if not run.stop_reason else "stopped early")
+        elif run.state.step != self._saved_step or outcome is Outcome.FINISHED:
+            is_early = run.stop_reason and outcome is Outcome.FINISHED
+            self.save(run, status="stopped early" if is_early else outcome.value)
 
     def save(self, run: Run, status: str = "running") -> None:
         """Save now; every process must come here at the same step."""
@@ -104,6 +107,8 @@ class StateKeeper(Callback):
             self.snapshot.save(path, {**self.facts, "status": status})
         except OSError as error:
             self.failures += 1
+            if not run.processes.is_main:
+                return
             log.warning("the state of step %d could not be saved (%s). Training goes on%s; free some space: a state "
                         "takes about three times the size of a checkpoint.", run.state.step, error,
                         f", and {kept.name} is still there" if (kept := self._newest()) else "")

@@ -34,6 +34,11 @@ class StateSection(Section):
     save_last_n_states: int = flag(2, "states that stay; the one before the newest is what is used when a disk spoils "
                                       "the newest", ge=1)
 
+    def for_later_starts(self) -> "StateSection":
+        """The same with each wish of a single start as it is by default."""
+        once = ("resume", "resume_weights_only", "resume_new_data", "force", "continue_training")
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in once})
+
     def problems(self) -> Iterable[str]:
         """One way to go on."""
         if self.force and (self.resume != "auto" or self.resume_weights_only or self.resume_new_data):

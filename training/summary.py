@@ -11,7 +11,7 @@ from typing import Any
 from common.atomic import write_text
 from common.errors import UserError
 from common.logs import get_logger
-from training.callbacks import Callback, Outcome, Run, RunState
+from training.callbacks import Callback, Onlooker, Outcome, Run, RunState
 from training.loss_plot import RunHistory, read_history
 from training.memory_report import GIB, device_memory
 from training.noise_levels import LevelRow
@@ -86,10 +86,11 @@ def error_words(error: BaseException | None) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-class RunSummary(Callback):
+class RunSummary(Onlooker):
     """Writes the page when the run ends, however it ends. Stands last, so that all other files are there."""
 
     def __init__(self, sources: Sources) -> None:
+        super().__init__()
         self.sources = sources
         self._started = time.monotonic()
         self._first_step = 0
@@ -105,8 +106,10 @@ class RunSummary(Callback):
         metrics = self.sources.folder / "metrics.jsonl"
         course = course_of(read_history(metrics) if metrics.is_file() else [])
         page = self.sources.folder / PAGE
-        write_text(page, "\n".join(self._page(run, outcome, course)) + "\n")
-        log.info("the run in a page: %s", page)
+        text = "\n".join(self._page(run, outcome, course)) + "\n"
+        with self.writing(page):
+            write_text(page, text)
+            log.info("the run in a page: %s", page)
 
     def _page(self, run: Run, outcome: Outcome, course: Course) -> Iterator[str]:
         sources = self.sources
@@ -162,12 +165,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def _validation_table(validations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """First, best and last measurement: all levels together, and each."""
+    """First, best and last measurement at the levels of the last one: all levels together, and each."""
+    levels = _levels(validations[-1])
+    validations = [one for one in validations if _levels(one) == levels]
     measured = [one for one in validations if one.get("held_out_loss") is not None]
     named = [("first", validations[0]), ("last", validations[-1])]
     if measured:
         named.insert(1, ("lowest loss", min(measured, key=lambda one: float(one["held_out_loss"]))))
-    levels = [f"{level['sigma']:g}" for level in validations[-1].get("by_sigma") or ()]
     rows = []
     for figure, words in (("held_out_loss", "loss"), ("audio_gap", "audio gap")):
         if figure == "audio_gap" and all(one.get(figure) is None for _, one in named):
@@ -177,6 +181,10 @@ def _validation_table(validations: Sequence[Mapping[str, Any]]) -> Iterator[str]
             cells = [_cell(value, figure) for value in (one.get(figure), *parts)]
             rows.append((f"{words}, {name} (step {one['step']})", *cells, *[""] * (len(levels) + 1 - len(cells))))
     yield from _table(("", "all", *levels), rows)
+
+
+def _levels(validation: Mapping[str, Any]) -> list[str]:
+    return [f"{level['sigma']:g}" for level in validation.get("by_sigma") or ()]
 
 
 def _cell(value: float | None, figure: str) -> str:

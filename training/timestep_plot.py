@@ -42,7 +42,7 @@ def save_image(settings: TimestepSettings, size: LatentSize, path: Path) -> None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from common.atomic import atomic_path
+    from common.plots import save_figure
 
     shares, weights = histogram(settings, size, bins=50)
     middle = [20 * i + 10 for i in range(50)]
@@ -56,8 +56,7 @@ def save_image(settings: TimestepSettings, size: LatentSize, path: Path) -> None
     other.plot(middle, weights.tolist(), color="tab:red", label="loss weight")
     other.set(ylabel="loss weight", ylim=(0, None))
     figure.legend(loc="outside lower center", ncols=2)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def expected_shares(settings: TimestepSettings, sizes: Mapping[LatentSize, float], bins: int) -> list[float]:
@@ -74,7 +73,7 @@ def draw_drawn(counts: Sequence[int], losses: Sequence[float | None], expected: 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from common.atomic import atomic_path
+    from common.plots import save_figure
 
     bins, total = len(counts), sum(counts)
     width = 1000 / bins
@@ -91,5 +90,4 @@ def draw_drawn(counts: Sequence[int], losses: Sequence[float | None], expected: 
                linewidth=0.8, label="mean training loss")
     other.set(ylabel="mean training loss", ylim=(0, None))
     figure.legend(loc="outside lower center", ncols=3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(figure, path, dpi=120)

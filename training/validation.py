@@ -21,7 +21,6 @@ from dataset.plan import TrainingItem
 from training.callbacks import AudioGap, Callback, LevelFigures, Run, StepReport, ValidationReport
 from training.clips import read_one
 from training.job import VideoJob
-from training.parallel import Processes
 from training.shifted_sound import (
     SHIFT_FRAMES,
     SOUND,
@@ -134,7 +133,8 @@ def measuring(network: nn.Module, device: torch.device) -> Iterator[None]:
             module.training = was_training
 
 
-def summary(figures: Sequence[ClipFigures], *, step: int, epoch: int, seconds: float) -> ValidationReport:
+def summary(figures: Sequence[ClipFigures], *, step: int, epoch: int, seconds: float, basis: str = ""
+            ) -> ValidationReport:
     """Means over clips and noise levels, each clip and level counting the same."""
     compared = [one for one in figures if one.by_sound]
     audio = None
@@ -147,7 +147,8 @@ def summary(figures: Sequence[ClipFigures], *, step: int, epoch: int, seconds: f
     note = ", ".join(f"{reasons.count(reason)} {_clips(reasons.count(reason))} {reason}"
                      for reason in dict.fromkeys(reasons))
     return ValidationReport(step=step, epoch=epoch, loss=_mean([one.loss for one in figures]), clips=len(figures),
-                            audio=audio, note=note, seconds=seconds, by_sigma=_by_level(figures, compared))
+                            audio=audio, note=note, seconds=seconds, by_sigma=_by_level(figures, compared),
+                            basis=basis)
 
 
 def _by_level(figures: Sequence[ClipFigures], compared: Sequence[ClipFigures]) -> tuple[LevelFigures, ...]:
@@ -189,6 +190,7 @@ class Validation(Callback):
         self.failures = 0
         self._job, self._as_saved = job, as_saved
         self._measured: int | None = None
+        self._basis = text_hash(repr((settings.seed, settings.sigmas, [_identity(clip) for clip in self.clips])))
 
     @property
     def passes(self) -> int:
@@ -219,15 +221,17 @@ class Validation(Callback):
     def _is_due(self, run: Run) -> bool:
         return run.state.step % self.settings.every == 0 or run.is_ending
 
-    def _own_share(self, processes: Processes) -> tuple[dict[int, ClipFigures], str]:
+    def _own_share(self, run: Run) -> tuple[dict[int, ClipFigures], str]:
         """(figures by clip of this process's part, what went wrong there)"""
         own: dict[int, ClipFigures] = {}
-        name = "before the first clip"
+        processes, name = run.processes, "before the first clip"
         try:
             with measuring(self._job.network, processes.device), self._as_saved():
                 for number in range(processes.rank, len(self.clips), processes.count):
                     name = self.clips[number].name
-                    own[number] = measure_clip(self._job, self.clips[number], self.settings)
+                    # Innermost, so that a signal never falls into the putting back of weights and modes.
+                    with run.interruptible():
+                        own[number] = measure_clip(self._job, self.clips[number], self.settings)
         except Exception as error:  # noqa: BLE001 - a look that fails may not end a run that learns
             log.debug("measurement of held-out clips", exc_info=True)
             return own, f"{name}: {type(error).__name__}: {error}"
@@ -236,8 +240,7 @@ class Validation(Callback):
     def _measure(self, run: Run) -> None:
         started = time.perf_counter()
         processes = run.processes
-        with run.interruptible():
-            own, error = self._own_share(processes)
+        own, error = self._own_share(run)
         # Every process hears of the others' errors, so that all of them go on alike.
         parts = processes.gather((own, error))
         if errors := [text for _, text in parts if text]:
@@ -249,4 +252,4 @@ class Validation(Callback):
         everywhere = {number: figures for figures_of in parts for number, figures in figures_of[0].items()}
         self._measured = run.state.step
         run.validated(summary([everywhere[number] for number in range(len(self.clips))], step=run.state.step,
-                              epoch=run.state.epoch, seconds=time.perf_counter() - started))
+                              epoch=run.state.epoch, seconds=time.perf_counter() - started, basis=self._basis))

@@ -41,7 +41,7 @@ def watchers(config: TrainConfig, plan: Plan, files: CheckpointPlan, *, write: C
         if stopping.is_wanted:
             patience = Patience(stopping.early_stopping_patience_steps, stopping.early_stopping_patience_evals,
                                 stopping.early_stopping_min_delta)
-            found.append(EarlyStopping(patience, metric))
+            found.append(EarlyStopping(patience, metric, goes_on=config.state.continue_training))
     return found
 
 

@@ -94,8 +94,8 @@ class Saves(Callback):
 class Measured(Callback):
     """Tells the run the held-out losses that it is given: one for the start, one after every step."""
 
-    def __init__(self, *losses: float, gap: float | None = None) -> None:
-        self._losses, self._gap = list(losses), gap
+    def __init__(self, *losses: float, gap: float | None = None, basis: str = "") -> None:
+        self._losses, self._gap, self._basis = list(losses), gap, basis
 
     def on_start(self, run: Run) -> None:
         if not run.is_resumed:
@@ -109,4 +109,5 @@ class Measured(Callback):
         audio = None if self._gap is None else AudioGap(1.0, 1.0 + self._gap * step, 1.0 + self._gap * step, None,
                                                         clips=1, shift_frames=5)
         levels = tuple(LevelFigures(sigma, sigma * loss, audio and audio.gap) for sigma in (0.5, 1.0))
-        run.validated(ValidationReport(step, run.state.epoch, loss, 2, audio, "", 0.1, levels))
+        run.validated(ValidationReport(step, run.state.epoch, loss, 2, audio, "", 0.1, levels,
+                                       self._basis))

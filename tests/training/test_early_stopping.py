@@ -78,7 +78,8 @@ def test_what_is_counted_goes_on_after_a_resume() -> None:
     parts = go_on(Line(DATA), Measured(*losses), again, state=state, memory=memory, steps=6)
     assert whole.state.step == parts.state.step == 5
     assert whole.stop_reason == parts.stop_reason and again.remembered() == stopping.remembered() == {
-        "best": 0.5, "best_step": 1, "count": 4}
+        "best": 0.5, "best_step": 1, "count": 4, "since": 1, "basis": "held_out_loss ", "total_steps": 6,
+        "stopped": "early stopping: no better held-out loss for 4 evaluations; best 0.5 at step 1"}
 
 
 class Kept:
@@ -125,3 +126,44 @@ def test_a_resumed_run_keeps_its_best_until_it_is_beaten(tmp_path: Path) -> None
     again = BestCheckpoint(path, kept, Metric())
     go_on(Line(DATA), again, Measured(*losses), state=state, memory=memory, steps=4)
     assert kept.steps == [1, 4] and again.value == 0.4
+
+
+def test_another_measure_begins_anew_and_leaves_the_best_file_so_far(tmp_path: Path, caplog: pytest.LogCaptureFixture
+                                                                     ) -> None:
+    """A loss at other noise levels, or a gap, says nothing beside the loss that was the best."""
+    path = tmp_path / "best.safetensors"
+
+    def watchers(metric: str) -> tuple[BestCheckpoint, EarlyStopping]:
+        write = lambda path, state: path.write_text(str(state.step)) and None  # noqa: E731
+        return BestCheckpoint(path, write, Metric(metric)), EarlyStopping(Patience(evals=2), Metric(metric))
+
+    first = watchers("held_out_loss")
+    saves = Saves(*first)
+    fit(Line(DATA), Measured(1.0, 0.5, 0.6), *first, saves, steps=2)
+    for metric, basis in (("audio_gap", ""), ("held_out_loss", "other levels")):
+        path.write_text("1")
+        again = watchers(metric)
+        state, memory = saves.at[2]
+        # The gap is step * 0.01: far below 0.5, and better at each step.
+        loop = go_on(Line(DATA), Measured(*[2.0 - step / 10 for step in range(7)], gap=0.01, basis=basis), *again,
+                     state=state, memory=memory, steps=6)
+        assert loop.state.step == 6 and again[0].step == again[1].best_step == 6 and path.read_text() == "6"
+        asides = [one for one in tmp_path.glob("best.safetensors.left-*") if one.read_text() == "1"]
+        assert asides and "what is measured has changed" in caplog.text
+        for one in asides:
+            one.unlink()
+
+
+@pytest.mark.parametrize(("goes_on", "steps", "end"), [(False, 9, 3), (True, 9, 5), (False, 12, 5)],
+                         ids=["again", "continue", "longer"])
+def test_a_run_that_had_stopped_ends_at_once_or_has_new_patience(goes_on: bool, steps: int, end: int) -> None:
+    """At once: the disk was full when its result was written, say."""
+    losses = (1.0, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6)
+    first = EarlyStopping(Patience(evals=2), Metric())
+    whole = fit(Line(DATA), Measured(*losses), first, steps=9)
+    assert whole.state.step == 3
+    again = EarlyStopping(Patience(evals=2), Metric(), goes_on=goes_on)
+    loop = go_on(Line(DATA), Measured(*losses), again, state=whole.state, memory={"early_stopping": first.remembered()},
+                 steps=steps)
+    assert loop.state.step == end and loop.stop_reason == (
+        "early stopping: no better held-out loss for 2 evaluations; best 0.5 at step 1")

@@ -161,3 +161,14 @@ def test_what_cannot_be_shown_is_refused_before_weights_are_read(
         train(config)
     assert message in str(caught.value), str(caught.value)
     assert "base wan2.1_t2v_tiny" not in caplog.text and "loaded" not in caplog.text
+
+
+def test_a_record_names_the_checkpoint_of_its_step_and_never_the_best_file_that_changes(
+        talking: Path, weights: Path, prompts: Path, tmp_path: Path) -> None:
+    """Else the record of an early preview would one day make another video."""
+    train(config_of(talking, weights, tmp_path, prompts, save_every_n_steps=2, sample_every_n_steps=1,
+                    validation_count=1, validate_every_n_steps=1, validation_sigmas=[0.5], max_train_steps=3,
+                    learning_rate=1e-2, optimizer_type="SGD"))
+    assert (tmp_path / "t-best.safetensors").exists()
+    named = {one.training["step"]: one.training["checkpoint"] for one in read_previews(tmp_path / "sample")}
+    assert named == {1: None, 2: str(tmp_path / "t-step00000002.safetensors"), 3: str(tmp_path / "t.safetensors")}

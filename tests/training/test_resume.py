@@ -223,7 +223,7 @@ def test_a_second_training_of_the_name_is_kept_out(talking: Path, weights: Path,
     from filelock import FileLock
 
     tmp_path.mkdir(exist_ok=True)
-    with FileLock(tmp_path / ".t.lock"), pytest.raises(ConfigError, match="another training of the name 't' runs"):
+    with FileLock(tmp_path / ".training.lock"), pytest.raises(ConfigError, match="another training runs in"):
         train(settings(talking, weights, tmp_path))
 
 

@@ -1,13 +1,14 @@
 """`training_state.json`: readable, whole, and made again where it is spoilt."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from tests.training.line import DATA, Line, fit
+from tests.training.line import DATA, Line, Measured, Saves, fit, go_on
 from training.checkpoints import CheckpointPlan, Checkpoints
-from training.run_record import FILE, HISTORY, RecordKeeper, RunRecord, read_record
+from training.run_record import FILE, HISTORY, RecordKeeper, RunRecord, move_corrupt, read_record
 from training.states import state_path, write_state
 
 SCHEMA = {"schema": int, "name": str, "run_id": str, "status": str, "reason": str, "step": int, "epoch": int,
@@ -49,6 +50,8 @@ def test_a_spoilt_file_is_moved_aside_and_made_again(tmp_path: Path, spoilt: str
     made = read_record(tmp_path, "n")
     assert (made.step, made.run_id, made.states) == (2, "r", ["n-step00000002-state"])
     assert [one["path"] for one in made.checkpoints][-1] == "n.safetensors"
+    assert (tmp_path / FILE).read_text() == spoilt, "reading changes nothing"
+    move_corrupt(tmp_path)
     [aside] = [path for path in tmp_path.iterdir() if "corrupt" in path.name]
     assert aside.name.startswith(f"{FILE}.corrupt-") and aside.read_text() == spoilt and aside.name in caplog.text
 
@@ -61,3 +64,15 @@ def test_a_file_of_an_older_writing_is_filled_up(tmp_path: Path) -> None:
 def test_another_runs_file_is_not_this_ones(tmp_path: Path) -> None:
     record(tmp_path, steps=1)
     assert (made := read_record(tmp_path, "m")) == RunRecord(name="m", started=made.started)
+
+
+def test_what_was_measured_is_what_the_state_knew(tmp_path: Path) -> None:
+    keeper = RecordKeeper(tmp_path, RunRecord(name="n"))
+    saves = Saves(keeper)
+    fit(Line(DATA), Measured(math.nan, 3.0, 2.0, 1.0), keeper, saves, steps=3)
+    values = json.loads((tmp_path / FILE).read_text(), parse_constant=pytest.fail)
+    assert values["best"]["step"] == 3 and values["validations"][0]["held_out_loss"] is None
+    state, memory = saves.at[2]
+    again = RecordKeeper(tmp_path, read_record(tmp_path, "n"))
+    go_on(Line(DATA), Measured(0.0, 0.0, 0.0, 2.5), again, state=state, memory=memory, steps=3)
+    assert (again.record.best or {})["step"] == 2 and [one["step"] for one in again.record.validations] == [0, 1, 2, 3]

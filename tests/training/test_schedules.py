@@ -136,3 +136,8 @@ def test_any_scheduler_class_is_built_by_its_path():
     assert rates(scheduler, optimizer, 4) == pytest.approx([1e-3, 1e-3, 1e-3, 5e-4])
     with pytest.raises(ConfigError, match=r"no argument 'gama' \(nearest: 'gamma'\)"):
         build_custom_scheduler(optimizer, "torch.optim.lr_scheduler.StepLR", ["step_size=3", "gama=0.5"])
+
+
+def test_a_scheduler_that_wants_a_measurement_is_refused():
+    with pytest.raises(ConfigError, match="ReduceLROnPlateau' wants to be told metrics"):
+        build_custom_scheduler(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), "ReduceLROnPlateau", [])

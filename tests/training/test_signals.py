@@ -1,5 +1,6 @@
 """A run that is asked to stop, and one whose loss blows up."""
 
+from datetime import timedelta
 import os
 from pathlib import Path
 import signal
@@ -7,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+import torch.distributed as dist
+import torch.multiprocessing
 
 from common.errors import run as run_script
 from tests.training.line import DATA, Constant, Line, fit
@@ -16,6 +19,7 @@ from training.guard import ExplodedLoss, Guard
 from training.loop import BatchLoss, Loop, LoopSettings
 from training.parallel import Processes
 from training.signals import Interrupted, StopWish
+from training.snapshot import Snapshot
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are sent as POSIX sends them")
 
@@ -73,7 +77,8 @@ def test_a_signal_in_the_middle_of_accumulation_leaves_the_step_out() -> None:
     assert torch.equal(job.weight, whole.weight)
 
 
-def test_a_second_signal_stops_at_once() -> None:
+def test_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopWish, "ECHO_S", 0.0)
     class Twice(Signalled):
         def loss(self, batch: list[Tensor]) -> BatchLoss:
             result = super().loss(batch)
@@ -82,9 +87,59 @@ def test_a_second_signal_stops_at_once() -> None:
             return result
 
     ends = Ends()
+    run = loop(Twice(DATA), ends, steps=20)
     with pytest.raises(Interrupted):
-        loop(Twice(DATA), ends, steps=20).run()
+        run.run()
     assert ends.steps == [1, 2, 3, 4]
+    assert not Snapshot(run, nn.Module(), lambda path: None).is_sound, "it may have come anywhere"
+
+
+def test_the_echo_of_a_signal_is_not_a_second_one() -> None:
+    class Echoed(Signalled):
+        def loss(self, batch: list[Tensor]) -> BatchLoss:
+            if self.count + 1 == self.at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().loss(batch)
+
+    ends = Ends()
+    with pytest.raises(Interrupted) as caught:
+        loop(Echoed(DATA), ends, steps=20).run()
+    assert ends.steps == [1, 2, 3, 4, 5] and ends.was_between and caught.value.number == signal.SIGINT
+
+
+class AskedBetween(Ends):
+    """Asks the first process alone to stop, when step 3 is over and the others are at the next one."""
+
+    def on_step(self, run: Run, report: StepReport) -> None:
+        super().on_step(run, report)
+        if run.processes.is_main and report.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_together(rank: int, folder: str, by_file: bool) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=20))
+    torch.set_num_threads(1)
+    job, ends = Line(DATA), Ends() if by_file else AskedBetween()
+    run = Loop(job, optimizer=torch.optim.SGD(job.parameters, lr=0.1), schedule=Constant(),
+               settings=LoopSettings(steps=20), processes=Processes(rank, 2), callbacks=[ends])
+    if by_file:
+        def asked() -> bool:
+            run.wish.number = signal.SIGINT if run.state.step == 3 else None
+            return False
+
+        run.is_state_due = asked
+    with pytest.raises(Interrupted):
+        run.run()
+    Path(folder, f"{rank}.txt").write_text(f"{ends.steps} {run.processes.gather(run.state.step)}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_file", [False, True], ids=["signal", "save_quit"])
+def test_processes_stop_after_the_same_step_whenever_one_of_them_is_asked(tmp_path: Path, by_file: bool) -> None:
+    torch.multiprocessing.spawn(stop_together, (str(tmp_path), by_file), nprocs=2)
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["[1, 2, 3, 4] [4, 4]"] * 2
 
 
 def test_a_look_at_the_run_ends_at_once_and_is_not_begun_after_a_signal() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from common.errors import UserError
 from tests.training.line import DATA, Line, Measured, Saves, fit, go_on
-from training.callbacks import Callback, Outcome, Run, StepReport
+from training.callbacks import Callback, LevelFigures, Outcome, Run, StepReport, ValidationReport
 from training.loop import NonFiniteLoss
 from training.noise_levels import LevelRow
 from training.reports import StepLog
@@ -139,3 +139,19 @@ def test_the_outcome_chooses_the_command(tmp_path: Path) -> None:
     told = summary(tmp_path, go_on=lambda outcome: asked.append(outcome) or "")
     fit(Line(DATA), told, steps=1)
     assert asked == [Outcome.FINISHED] and "How to go on" not in page(tmp_path)
+
+
+def test_measurements_at_other_noise_levels_do_not_stand_in_one_table(tmp_path: Path) -> None:
+    log = StepLog(tmp_path, "run")
+
+    class Other(Callback):
+        def on_step(self, run: Run, report: StepReport) -> None:
+            run.validated(ValidationReport(report.step, 1, 0.9, 2, None, "", 0.1, (LevelFigures(0.95, 0.9),)))
+
+    fit(Line(DATA), log, Measured(0.5, 0.4), summary(tmp_path), steps=1, lr=0.0)
+    fit(Line(DATA), log, Other(), summary(tmp_path), steps=2, lr=0.0)
+    cells = rows(page(tmp_path))
+    assert ["", "all", "0.95"] in cells
+    assert [row for row in cells if row[0].startswith("loss, ")] == [
+        [f"loss, {name} (step {step})", "0.9000", "0.9000"]
+        for name, step in (("first", 1), ("lowest loss", 1), ("last", 2))]

@@ -1,5 +1,7 @@
 """Validation as a part of a run: repeated, resumed, failing, interrupted."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 import os
 from pathlib import Path
 import signal
@@ -88,3 +90,18 @@ def test_a_signal_ends_a_measurement_at_once_and_it_is_made_again(tmp_path: Path
         fit(job, reports, validation)
     assert passes == 3 and [one.step for one in reports.all] == [0]
     assert validation.remembered() == {"measured": 0, "failures": 0} and job.network.training
+
+
+def test_a_signal_while_the_trained_weights_are_put_back_waits_until_they_are(tmp_path: Path) -> None:
+    clips = [talking(tmp_path, name, frames=5) for name in "ab"]
+    job, back = real_job(clips=clips), []
+
+    @contextmanager
+    def averaged() -> Iterator[None]:
+        yield
+        os.kill(os.getpid(), signal.SIGTERM)
+        back.append(True)
+
+    with pytest.raises(Interrupted):
+        fit(job, Validation(job, clips, ValidationSettings(5, (0.5,), 10), as_saved=averaged), steps=3)
+    assert back[0]
