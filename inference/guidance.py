@@ -11,8 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from inference.request import Annealing, Order
-from inference.speed import SkipMode
+from inference.choices import Annealing, Order, SkipMode
 
 
 @dataclass(frozen=True)

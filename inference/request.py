@@ -8,14 +8,13 @@ from typing import Literal
 from common.config import Section, flag
 from common.errors import ConfigError
 from common.timebase import floor_frame_count, is_valid_frame_count
+from inference.choices import Annealing, Order
 from inference.segments import overlap_problem
 from inference.speed import LISTED_SOLVERS, SpeedChoice
 from wan.audio_presets import PresetName
 from wan.variants import TASKS, find_task
 
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]
-Annealing = Literal["none", "linear", "cosine"]
-Order = Literal["omniavatar", "multitalk"]
 VIDEO_SUFFIXES = (".mp4", ".m4v")
 FOREIGN_VIDEO_SUFFIXES = (".mov", ".mkv", ".webm", ".avi", ".gif", ".wmv", ".flv")
 NO_SUCH_ATTENTION = {

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.config import Section, flag
+from inference.choices import SkipMode
 
 CacheKind = Literal["none", "teacache", "magcache", "first_block"]
-SkipMode = Literal["none", "early", "late", "middle", "early_late", "alternate"]
 
 DEFAULT_THRESHOLDS: dict[CacheKind, float] = {"teacache": 0.1, "magcache": 0.12, "first_block": 0.05}
 """TeaCache: the middle of what is usual for Wan 2.1; MagCache: its Wan port; first block: diffusers."""
