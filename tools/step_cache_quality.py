@@ -4,12 +4,12 @@
     python tools/step_cache_quality.py --steps 50 -- --dit … --vae … --t5 … --prompt … --video_size 480 832
     python tools/step_cache_quality.py --out table.md --seeds 3 -- --image_path … --audio … --lora_weight … …
 
-Behind `--` stand the flags of generate_video.py. Each row is a mean over the seeds: block passes that were not run,
-sampling time (on a CPU that of the process, which other work beside it does not stretch) by that of the same seed
-without a cache, PSNR of the decoded 8-bit frames against that video (and the
-lowest of any seed), and, where a sound drives the video, the correlation of mouth and sound. The rows "fewer steps" say
-what the same saving costs without a cache. MagCache is calibrated on a seed of its own where no ratios are published.
-Quality belongs to the weights that were measured, and to nothing else.
+Behind `--` stand the flags of generate_video.py. Each row is a mean over the seeds: block passes that were not run;
+sampling time by that of the same seed without a cache (on a CPU the process's own time, which other work on the machine
+does not stretch); PSNR of the decoded 8-bit frames against that video, and the lowest of any seed; where a sound drives
+the video, the correlation of mouth and sound. The rows "fewer steps" say what a saving costs without a cache. MagCache
+is calibrated on a seed of its own where no ratios are published. Quality belongs to the weights that were measured, and
+to nothing else.
 """
 
 import argparse
