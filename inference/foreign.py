@@ -30,9 +30,6 @@ FOREIGN = (
     Foreign("one_frame_inference", "refused", _ONE_FRAME),
     Foreign("control_image_path", "refused", _ONE_FRAME),
     Foreign("control_image_mask_path", "refused", _ONE_FRAME),
-    Foreign("cfg_skip_mode", "refused", "--guidance_interval FROM TO says in which share of the steps guidance acts: "
-                                        "late skipping is 0 0.7, early skipping 0.3 1"),
-    Foreign("cfg_apply_ratio", "refused", "--guidance_interval 0 RATIO guides the first share of the steps"),
     Foreign("slg_mode", "coming", _SKIP_LAYER),
     Foreign("slg_layers", "coming", _SKIP_LAYER),
     Foreign("slg_scale", "coming", _SKIP_LAYER),

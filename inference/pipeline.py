@@ -14,6 +14,7 @@ from common.errors import MediaError, UserError
 from common.logs import get_logger
 from common.media.item import Media
 from inference.adapters import Adapters
+from inference.caches import check_step_cache, finish_cache, make_cache
 from inference.debug import tell_inputs, told
 from inference.denoise import Watch, denoise
 from inference.forward import ClipVelocity
@@ -21,15 +22,13 @@ from inference.inputs import ORDER, Prepared, assemble, hear_sounds, make_encode
 from inference.long import check_outputs, frame_stats, identity_of, make_long
 from inference.model_files import ModelFiles, inspect_models, with_official_folder
 from inference.models import Models
-from inference.noise import noise_for
+from inference.noise import fresh_noise, noise_for
 from inference.outputs import write_result
 from inference.plan import Plan, make_plan
 from inference.provenance import note_other_encoder
 from inference.record import make_record
 from inference.request import GenerationRequest
 from inference.result import GenerationResult
-from inference.solvers import SCHEDULES
-from inference.teacache import COEFFICIENTS, TeaCache, coefficients_for
 from inference.unfinished import check_unfinished, with_kept_seed
 from wan.encoders.base import Encoder
 from wan.encoders.features.audio import AudioFeatureEncoder
@@ -45,17 +44,6 @@ def decode_with(vae: Vae, latents: Float[Tensor, "16 T h w"]) -> Float[Tensor, "
     return torch.cat([chunk[0].float().cpu() for chunk in vae.decode_chunks(latents[None])], dim=1)
 
 
-def make_cache(plan: Plan) -> TeaCache | None:
-    """A cache for one chunk of a plan; None where `--teacache_threshold` is 0."""
-    threshold = plan.request.teacache_threshold
-    if threshold == 0:
-        return None
-    name = coefficients_for(plan.variant, plan.size)
-    log.info("TeaCache at %g with the coefficients of %s", threshold, name)
-    schedule = SCHEDULES[plan.sampling.solver](plan.sampling.steps, plan.sampling.shift)
-    return TeaCache(threshold, COEFFICIENTS[name], schedule.timesteps[-1])
-
-
 class Pipeline:
     """Models that stay loaded between generations. Make one with `load_pipeline`."""
 
@@ -68,6 +56,7 @@ class Pipeline:
         """Check a request and fill in its defaults; no model is loaded."""
         plan = make_plan(with_kept_seed(with_official_folder(request)), self.files)
         check_outputs(plan)
+        check_step_cache(plan)
         if plan.is_long:
             check_unfinished(plan.request, identity_of(self._with_dtype(plan), self._record(plan, datetime.now())))
         return plan
@@ -125,8 +114,12 @@ class Pipeline:
 
     @torch.no_grad()
     def sample(self, prepared: Prepared, *, noise: Float[Tensor, "1 16 T h w"] | None = None,
-               watch: Watch | None = None, description: str = "denoising") -> Float[Tensor, "16 T h w"]:
-        """Latents of a prepared clip or chunk from `noise` (default: the clip's), float32 on the CPU."""
+               watch: Watch | None = None, chunk: int = 0, description: str = "denoising"
+               ) -> Float[Tensor, "16 T h w"]:
+        """Latents of a prepared clip, or of its chunk of that number, from `noise` (default: the clip's).
+
+        float32 on the CPU.
+        """
         plan = prepared.plan
         conditions = self.models.get("conditions")
         guidance = plan.guide(frozenset(name for one in conditions.values() for name in one.droppable))
@@ -139,14 +132,15 @@ class Pipeline:
         try:
             with self.models.parked():
                 latents = denoise(velocity, noise, plan.sampling, guidance=guidance, write_given=velocity.write_given,
-                                  watch=watch, description=description)
+                                  watch=watch, fresh=fresh_noise(plan.seed, chunk, noise.shape),
+                                  description=description)
         except torch.OutOfMemoryError as error:
             width, height = plan.size
             raise UserError(f"{width}x{height} with {plan.length.frames} frames does not fit into the memory of "
                             f"{self.models.device}. Use --fp8_scaled, --blocks_to_swap, a smaller --video_size, or "
                             "fewer frames (--video_length; --max_tokens with sound).") from error
         if cache is not None:
-            cache.tell()
+            finish_cache(plan, cache)
         return latents[0].cpu()
 
     def decode(self, latents: Float[Tensor, "16 T h w"]) -> Float[Tensor, "3 F H W"]:
