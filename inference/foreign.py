@@ -3,7 +3,9 @@
 from common.config import Foreign
 
 _WAN22 = "models with two experts (Wan 2.2) come later; give the one DiT of a Wan 2.1 model to --dit"
-_COMPILE = "compilation comes with the work on speed; without it the result is the same"
+_STATIC = "each size has a graph of its own, which is the fastest"
+_WHOLE = "a block is always compiled whole"
+_GRAPHS = "the limit is 256 graphs; a bucket takes two or three"
 _SKIP_LAYER = "skip-layer guidance comes later; --guidance_scale alone is used until then"
 _ONE_FRAME = "one-frame inference belongs to FramePack models, which OmniTuner does not run"
 
@@ -35,17 +37,12 @@ FOREIGN = (
     Foreign("slg_scale", "coming", _SKIP_LAYER),
     Foreign("slg_start", "coming", _SKIP_LAYER),
     Foreign("slg_end", "coming", _SKIP_LAYER),
-    Foreign("fp8_fast", "coming", "float8 arithmetic comes with the work on speed; --fp8_scaled saves the same memory",
-                                  ),
     Foreign("use_pinned_memory_for_block_swap", "accepted", "swapped blocks always lie in page-locked memory"),
-    Foreign("compile", "coming", _COMPILE),
-    Foreign("compile_backend", "coming", _COMPILE),
-    Foreign("compile_mode", "coming", _COMPILE),
-    Foreign("compile_dynamic", "coming", _COMPILE),
-    Foreign("compile_fullgraph", "coming", _COMPILE),
-    Foreign("compile_cache_size_limit", "coming", _COMPILE),
-    Foreign("compile_args", "refused", "musubi-tuner has given this form up itself; single --compile_… flags come "
-                                       "later"),
+    Foreign("compile_dynamic", "accepted", _STATIC),
+    Foreign("compile_fullgraph", "accepted", _WHOLE),
+    Foreign("compile_cache_size_limit", "accepted", _GRAPHS),
+    Foreign("compile_args", "refused", "musubi-tuner has given this form up itself; use --compile and the single "
+                                       "--compile_… flags"),
     Foreign("interactive", "coming", "put prompts into a file for --from_file; models are loaded once for all of them",
                                      ),
 )

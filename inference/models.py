@@ -18,7 +18,8 @@ from inference.request import GenerationRequest
 from networks.merge import LoraMerge
 import wan
 from wan.conditions.base import Condition
-from wan.memory.fp8 import Fp8Settings
+from wan.memory.blocks import run_blocks
+from wan.memory.fp8 import Fp8Settings, require_fp8_compute
 from wan.memory.swap import BlockSwap, spread
 from wan.modules.dit import WanDiT
 
@@ -46,6 +47,8 @@ class Models:
         self.files = files
         self.request = request
         self.device = pick_device(request.device)
+        if request.fp8_fast:
+            require_fp8_compute(self.device)
         self._loaded: dict[str, Any] = dict(loaded or {})
         self._borrowed = set(self._loaded)
 
@@ -132,6 +135,9 @@ class Models:
                            blocks_on_cpu=spread(request.blocks_to_swap, files.variant.layers))
         for report in merge.reports() if merge else ():
             log.info("%s", report.text())
+        if request.compile:
+            run_blocks(dit, ["none"] * len(dit.blocks), compiled=True, backend=request.compile_backend,
+                       mode=request.compile_mode, has_dropout=False)
         if request.blocks_to_swap:
             swap = BlockSwap(dit, request.blocks_to_swap)
             log.info("blocks in host memory: %s (%.2f GiB); ring on %s: %.2f GiB", ", ".join(map(str, swap.blocks)),
@@ -161,6 +167,8 @@ def _module(model: Any) -> nn.Module:
 
 def fp8_settings(request: GenerationRequest, *, is_stored_in_fp8: bool) -> Fp8Settings | None:
     """How the DiT's block weights are stored; None for the DiT's dtype. A float8 file stays float8."""
+    if request.fp8_fast:
+        return Fp8Settings(mode="tensor", computes=True)
     if request.fp8_scaled or is_stored_in_fp8:
         return Fp8Settings()
     return Fp8Settings(mode="tensor") if request.fp8 else None

@@ -58,6 +58,13 @@ class ModelChoice(Section):
     fp8: bool = flag(False, "hold the DiT's block weights as float8, half the memory of bfloat16", group="Models")
     fp8_scaled: bool = flag(False, "like --fp8 with a scale for every 64 weights: closer to the original",
                             group="Models")
+    fp8_fast: bool = flag(False, "multiply in float8 too, on GPUs that have units for it (RTX 40, H100 and later): "
+                                 "faster and less exact; stores float8 with one scale a weight", group="Models")
+    compile: bool = flag(False, "compile the DiT's blocks: the first step of each size takes half a minute longer, the "
+                                "others about a quarter less", group="Models")
+    compile_backend: str = flag("inductor", "torch.compile's backend", group="Models")
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = flag(
+        None, "torch.compile's mode (default: default)", group="Models")
     fp8_t5: bool = flag(False, FP8_T5_HELP, group="Models", differs=FP8_T5_DIFFERS)
     text_encoder_cpu: bool = flag(False, "read the texts on the CPU: slower by seconds a prompt, and nothing of umT5 "
                                          "is ever on the GPU", group="Models")

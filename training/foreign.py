@@ -4,8 +4,10 @@ from common.config import Foreign
 
 _STATES = "states are saved by the clock and few of them stay: --save_last_n_states (2)"
 _EXPERTS = "models with two experts (Wan 2.2) come later; give the one DiT of a Wan 2.1 model to --dit"
-_COMPILE = "compilation comes with the work on speed; results are the same without it"
-_DYNAMO = "musubi-tuner's older route through accelerate; leave it out (--compile comes with the work on speed)"
+_STATIC = "each size has a graph of its own, which is the fastest"
+_WHOLE = "a block is always compiled whole"
+_GRAPHS = "the limit is 256 graphs; a bucket takes two or three"
+_DYNAMO = "musubi-tuner's older route through accelerate; leave it out (--compile does it)"
 _NO_DDP = "gradients are summed in one bucket without DistributedDataParallel, so there is nothing to tune"
 _HUB = "nothing is uploaded from here; leave it out and use 'hf upload' on --output_dir when you want to share"
 
@@ -22,12 +24,9 @@ FOREIGN = (
     Foreign("sage_attn", "refused", "SageAttention has no backward pass (musubi-tuner refuses it in training too); "
                                     "use --sdpa"),
     Foreign("split_attn", "accepted", "the samples of a batch are equally long, so attention needs no mask"),
-    Foreign("compile", "coming", _COMPILE),
-    Foreign("compile_backend", "coming", _COMPILE),
-    Foreign("compile_mode", "coming", _COMPILE),
-    Foreign("compile_dynamic", "coming", _COMPILE),
-    Foreign("compile_fullgraph", "coming", _COMPILE),
-    Foreign("compile_cache_size_limit", "coming", _COMPILE),
+    Foreign("compile_dynamic", "accepted", _STATIC),
+    Foreign("compile_fullgraph", "accepted", _WHOLE),
+    Foreign("compile_cache_size_limit", "accepted", _GRAPHS),
     Foreign("dynamo_backend", "refused", _DYNAMO),
     Foreign("dynamo_mode", "refused", _DYNAMO),
     Foreign("dynamo_fullgraph", "refused", _DYNAMO),

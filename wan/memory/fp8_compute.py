@@ -11,9 +11,10 @@ from jaxtyping import Float
 import torch
 from torch import Tensor, nn
 
-from wan.memory.fp8 import Fp8Linear, Fp8Settings, Quantised, dequantise, quantise
+from wan.memory.fp8 import FP8_DTYPES, Fp8Linear, Fp8Settings, Quantised, dequantise, quantise
 
-LARGEST = torch.finfo(torch.float8_e4m3fn).max
+E4M3 = FP8_DTYPES[0]
+LARGEST = torch.finfo(E4M3).max
 SMALLEST_SCALE = 1e-12
 MULTIPLE = 16
 """What both sizes of a weight must be a multiple of for the units."""
@@ -24,7 +25,7 @@ FEW_ROWS = ("cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_im
 def quantise_rows(x: Float[Tensor, "M K"]) -> tuple[Float[Tensor, "M K"], Float[Tensor, "M 1"]]:
     """(e4m3 values, float32 scales) with a scale for each row."""
     scale = (x.abs().amax(dim=-1, keepdim=True).float() / LARGEST).clamp(min=SMALLEST_SCALE)
-    return (x.float() / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
+    return (x.float() / scale).clamp(-LARGEST, LARGEST).to(E4M3), scale
 
 
 def scaled_product(x: Float[Tensor, "M K"], values: Float[Tensor, "K N"], scale: Tensor, dtype: torch.dtype,
@@ -56,7 +57,7 @@ class Fp8ProductLinear(Fp8Linear):
 
     def store(self, weight: Tensor | Quantised, scale_dtype: torch.dtype | None = None) -> None:
         """Take a weight; one that was quantised by rows or blocks, or in another format, is quantised anew."""
-        if isinstance(weight, Quantised) and (weight.scale.numel() > 1 or weight.values.dtype != torch.float8_e4m3fn):
+        if isinstance(weight, Quantised) and (weight.scale.numel() > 1 or weight.values.dtype != E4M3):
             weight = dequantise(weight, torch.float32)
         if not isinstance(weight, Quantised):
             weight = quantise(weight.float(), Fp8Settings(mode="tensor"))
