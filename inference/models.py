@@ -17,7 +17,9 @@ from networks.merge import LoraMerge
 import wan
 from wan.conditions.base import Condition
 from wan.memory.fp8 import Fp8Settings
+from wan.memory.vae_speed import speed_up, usual_speed
 from wan.modules.dit import WanDiT
+from wan.modules.vae import Vae
 
 log = get_logger(__name__)
 
@@ -81,7 +83,7 @@ class Models:
                                                             dtype=parse_dtype(request.clip_dtype)),
             "audio_encoder": lambda: wan.load_audio_encoder(self.path("audio_encoder"), device=device,
                                                             dtype=torch.float32, preset=files.preset),
-            "vae": lambda: wan.load_vae(files.vae, dtype=parse_dtype(request.vae_dtype), device=device),
+            "vae": lambda: load_fast_vae(self.path("vae"), request),
             "dit": self._load_dit,
             "conditions": self._load_conditions,
         }
@@ -120,6 +122,13 @@ class Models:
         """float32, or for a condition as large as a model what the DiT computes in."""
         size = sum(parameter.numel() for parameter in condition.parameters())
         return self.dit_dtype if size > LARGE_CONDITION else torch.float32
+
+
+def load_fast_vae(path: Path, request: GenerationRequest) -> Vae:
+    """The VAE of a generation, run the way that is fast on its device."""
+    device, dtype = pick_device(request.device), parse_dtype(request.vae_dtype)
+    vae = wan.load_vae(path, dtype=dtype, device=device)
+    return speed_up(vae, usual_speed(device, dtype, compiled=request.vae_compile))
 
 
 def fp8_settings(request: GenerationRequest, *, is_stored_in_fp8: bool) -> Fp8Settings | None:

@@ -1,6 +1,6 @@
 """What a generation gives: pixels, latents, the sound, and the settings that make it again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,12 @@ class GenerationResult:
         """The video as 8-bit RGB frames."""
         assert self.video is not None, "a long video is read from its file"
         return to_frames(self.video)
+
+    def each_frame(self) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """The same frames one by one, so that no second copy of the clip is held."""
+        assert self.video is not None, "a long video is read from its file"
+        for index in range(self.video.shape[1]):
+            yield to_frames(self.video[:, index:index + 1])[0]
 
 
 def to_frames(video: Float[Tensor, "3 F H W"]) -> UInt8[np.ndarray, "F H W 3"]:
