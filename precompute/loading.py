@@ -99,7 +99,8 @@ class WorkerLoader:
         self._requests: Sequence[ClipRequest] = ()
         self._next, self._taken, self._is_closed = 0, 0, False
         self._ready: dict[int, Loaded] = {}
-        self._processes: list[Any] = []
+        self.processes: list[Any] = []
+        """All that were started, also those that ended."""
         self._workers = workers
         self._threads = [threading.Thread(target=self._attend, daemon=True) for _ in range(workers)]
         for thread in self._threads:
@@ -124,7 +125,7 @@ class WorkerLoader:
         with self._state:
             self._is_closed = True
             self._state.notify_all()
-            processes = list(self._processes)
+            processes = list(self.processes)
         for process in processes:
             process.terminate()
         for thread in self._threads:
@@ -178,7 +179,7 @@ class WorkerLoader:
             if self._is_closed:
                 return None
             process.start()
-            self._processes.append(process)
+            self.processes.append(process)
         there.close()
         return here, process
 

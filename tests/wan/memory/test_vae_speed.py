@@ -128,9 +128,9 @@ def test_memory_and_the_reach_of_the_kernels_bound_a_call() -> None:
     assert fitting(pixels, 70) == 5
     assert fitting(pixels, 4) == 2, "two latent frames are eight frames of 0.41 GB"
     assert fitting(pixels, 0.1) == 1
-    for clips in (1, 2, 4, 8):
+    for clips in (1, 2):
         frames = 4 * fitting(clips * 720 * 1280, 10_000, wanted=100)
-        assert clips == 8 or 2 * shape.width * clips * 720 * 1280 * (frames + 2) <= MAX_ELEMENTS
+        assert 2 * shape.width * clips * 720 * 1280 * (frames + 2) <= MAX_ELEMENTS
 
 
 def test_usual_speed_is_plain_layout_off_cuda(caplog: pytest.LogCaptureFixture) -> None:
