@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from einops import rearrange
 from jaxtyping import Float, UInt8
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from common.media.sound import Sound
-from inference.request import GenerationRequest
 from inference.segments import SoundTiming
+
+if TYPE_CHECKING:
+    from inference.request import GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class GenerationResult:
     sound: Sound | None
     """The driving sound, heard `sound_lead_s` seconds after the first frame begins."""
     fps: float
-    settings: GenerationRequest
+    settings: "GenerationRequest"
     """Settings with every default filled in."""
     record: Mapping[str, Any]
     """What is written as JSON beside the video."""

@@ -4,7 +4,7 @@ A worker gets small picklable requests and sends arrays back, which land in (pin
 are started by spawning, so that they know nothing of CUDA; they end with this process, however it ends.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 import multiprocessing
@@ -12,16 +12,17 @@ from multiprocessing.connection import Connection
 import os
 import signal
 import threading
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from common.errors import MediaError, UserError
 from common.media.decode import use_threads
 from common.media.item import Media
-from dataset.items import Item
-from dataset.media import load_media
-from dataset.spans import Span
+
+if TYPE_CHECKING:
+    from dataset.items import Item
+    from dataset.spans import Span
 
 AHEAD = 2
 """Clips beyond one for each worker that may be ready before they are encoded."""
@@ -35,13 +36,15 @@ MAX_WORKERS = 16
 class ClipRequest:
     """What is to be read of one clip."""
 
-    item: Item
-    span: Span | None
+    item: "Item"
+    span: "Span | None"
     needs: frozenset[str]
 
 
 Loaded = Media | Exception
 """A clip's media, or why it cannot be read."""
+Reader = Callable[[Any], Loaded]
+"""What reads a request; picklable, and never raises."""
 
 
 class Loader(Protocol):
@@ -50,6 +53,16 @@ class Loader(Protocol):
     def load(self, requests: Sequence[ClipRequest]) -> Iterator[Loaded]:
         """The media of each request, in order; an error of one clip stands in its place."""
         ...
+
+
+def read(request: ClipRequest) -> Loaded:
+    """Read one clip here."""
+    from dataset.media import load_media
+
+    try:
+        return load_media(request.item, request.span, request.needs)
+    except Exception as error:  # noqa: BLE001 - decoders raise anything at a damaged file, and it costs only this clip
+        return error
 
 
 def usual_workers(device: str, processes: int = 1) -> int:
@@ -62,7 +75,10 @@ def usual_workers(device: str, processes: int = 1) -> int:
 
 @contextmanager
 def open_loader(workers: int, *, pinned: bool = False) -> Iterator[Loader]:
-    """A loader with that many worker processes (0: none), which are gone when the block is left."""
+    """A loader with that many worker processes (0: none), which are gone when the block is left.
+
+    With `pinned` arrays from workers lie in memory that a GPU reads by itself.
+    """
     if workers == 0:
         yield PlainLoader()
         return
@@ -82,19 +98,11 @@ class PlainLoader:
             yield read(request)
 
 
-def read(request: ClipRequest) -> Loaded:
-    """Read one clip here."""
-    try:
-        return load_media(request.item, request.span, request.needs)
-    except Exception as error:  # noqa: BLE001 - decoders raise anything at a damaged file, and it costs only this clip
-        return error
-
-
 class WorkerLoader:
     """Reads clips in worker processes; a thread for each hands it clips and takes in what it sends."""
 
-    def __init__(self, workers: int, *, pinned: bool = False) -> None:
-        self._pinned = pinned
+    def __init__(self, workers: int, *, pinned: bool = False, reader: Reader = read) -> None:
+        self._pinned, self._reader = pinned, reader
         self._state = threading.Condition()
         self._requests: Sequence[ClipRequest] = ()
         self._next, self._taken, self._is_closed = 0, 0, False
@@ -174,7 +182,7 @@ class WorkerLoader:
     def _start(self) -> tuple[Connection, Any] | None:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=serve, args=(there,), daemon=True)
+        process = context.Process(target=serve, args=(there, self._reader), daemon=True)
         with self._state:
             if self._is_closed:
                 return None
@@ -184,7 +192,7 @@ class WorkerLoader:
         return here, process
 
 
-def serve(pipe: Connection) -> None:
+def serve(pipe: Connection, reader: Reader) -> None:
     """A worker's life: read what is asked for until the asker is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer; it ends its workers
     use_threads(1)
@@ -194,7 +202,7 @@ def serve(pipe: Connection) -> None:
     while True:
         try:
             request = pipe.recv()
-            send(pipe, read(request))
+            send(pipe, reader(request))
         except (EOFError, OSError):
             return
 

@@ -22,11 +22,12 @@ from wan.modules.vae import Vae, cut_into_chunks
 from wan.modules.vae_coders import VaeShape
 from wan.modules.vae_layers import PastFrames
 
+NARROW = VaeShape(width=8)
 SMALL = VaeShape(width=8, multipliers=(1, 2), residual_blocks=1, halves_time=(True,))
 PLENTY = 1 << 40
 
 
-def made(dtype: torch.dtype, shape: VaeShape = VaeShape(width=8)) -> Vae:
+def made(dtype: torch.dtype, shape: VaeShape = NARROW) -> Vae:
     model = Vae(shape).requires_grad_(False)
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
     model.load_state_dict(light_state("vae", shapes, 0.2))
