@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from benchmarks.cpu_caching import chunk_cost, chunk_difference, loader_cost
+from benchmarks.cpu_caching import chunk_difference, loader_cost
 from common.features import FeatureBatch
 from common.tensorfile import load_tensors, save_tensors
 from wan.conditions.registry import build_condition
@@ -109,7 +109,7 @@ def main() -> None:
     """Measure and print one table."""
     with tempfile.TemporaryDirectory() as name:
         rows = [condition_cost(), lora_cost(), loading_cost(Path(name)), batch_loading_cost(Path(name)),
-                chunk_cost(compare), loader_cost(compare)]
+                loader_cost(compare, Path(name) / "loader")]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {ROUNDS}\n")
     print("| what / plain path | plain s | this s | ratio |\n|---|---|---|---|")
     for what, plain, other in rows:

@@ -1,17 +1,23 @@
 """Rows of `python -m benchmarks`: longer chunks of the VAE, and clips from worker processes."""
 
 from collections.abc import Callable
+from pathlib import Path
+import shutil
 
 import torch
 
-from benchmarks.made_clips import MadeClip, make_clip
-from precompute.loading import WorkerLoader
+from benchmarks.faults.runs import TOML
+from dataset.config import load_dataset_config
+from dataset.open import open_dataset
+from dataset.spans import Span
+from precompute.loading import ClipRequest, PlainLoader, open_loader
 from wan.memory.vae_speed import VaeSpeed, slow_down, speed_up
 from wan.modules.vae import Vae
 from wan.modules.vae_coders import VaeShape
 
 Compare = Callable[[Callable[[], object], Callable[[], object]], tuple[float, float]]
-CLIPS = 6
+DEMO = Path(__file__).resolve().parent.parent / "examples" / "demo" / "clips"
+CLIPS, FRAMES = 6, 9
 
 
 def small_vae() -> Vae:
@@ -34,20 +40,21 @@ def chunk_difference() -> float:
     return largest
 
 
-def chunk_cost(compare: Compare) -> tuple[str, float, float]:
-    """Encoding 17 frames in calls of sixteen frames against four."""
-    plain, fast = small_vae(), speed_up(small_vae(), VaeSpeed(budget_bytes=1 << 40))
-    video = torch.rand(1, 3, 17, 32, 48) * 2 - 1
-    return ("VAE, 16 frames a call / 4", *compare(lambda: plain.encode(video), lambda: fast.encode(video)))
+def loader_cost(compare: Compare, folder: Path) -> tuple[str, float, float]:
+    """The shipped clips, decoded and brought to 832x480 in two workers, against the same here."""
+    wanted = shipped_clips(folder)
+    plain = PlainLoader()
+    with open_loader(2) as loader:
+        return (f"{CLIPS} clips of {FRAMES} frames, enlarged to 832x480, from two workers / read here",
+                *compare(lambda: [None for _ in plain.load(wanted)], lambda: [None for _ in loader.load(wanted)]))
 
 
-def loader_cost(compare: Compare) -> tuple[str, float, float]:
-    """Clips of 81 frames of 480x832, made in two workers and brought here, against made here."""
-    wanted = [MadeClip(number, 81, 480, 832) for number in range(CLIPS)]
-    loader = WorkerLoader(2, reader=make_clip)
-    try:
-        plain, other = compare(lambda: [make_clip(one) and None for one in wanted],
-                               lambda: [None for _ in loader.load(wanted)])
-        return (f"{CLIPS} clips of 97 MB from two workers / made here", plain, other)
-    finally:
-        loader.close()
+def shipped_clips(folder: Path) -> list[ClipRequest]:
+    """Some of the demo's clips, to be read at a size that takes as long as real ones."""
+    (folder / "clips").mkdir(parents=True)
+    for number in range(CLIPS):
+        for suffix in (".mp4", ".txt"):
+            shutil.copy(DEMO / f"head_{number:03d}{suffix}", folder / "clips")
+    (folder / "data.toml").write_text(TOML.format(folder=folder.as_posix()), encoding="utf-8")
+    dataset = open_dataset(load_dataset_config(folder / "data.toml"))
+    return [ClipRequest(item, Span(0, FRAMES, 832, 480), frozenset({"frames"})) for item in dataset.items]

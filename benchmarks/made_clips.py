@@ -18,8 +18,7 @@ class MadeClip:
 
 
 def make_clip(clip: MadeClip) -> Media:
-    """The frames as the encoders take them. The noise is drawn once and rolled, so that making costs as decoding does
-    (a few ms a frame) and not more."""
+    """The frames as the encoders take them: one picture of noise, rolled; a fraction of what decoding would cost."""
     rng = np.random.default_rng(clip.number)
     picture = rng.integers(0, 256, (clip.height, clip.width, 3), np.uint8)
     picture[:, ::16] //= 4

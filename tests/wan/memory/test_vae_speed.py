@@ -134,9 +134,9 @@ def test_memory_and_the_reach_of_the_kernels_bound_a_call() -> None:
         assert 2 * shape.width * clips * 720 * 1280 * (frames + 2) <= MAX_ELEMENTS
 
 
-def test_usual_speed_is_plain_layout_off_cuda(caplog: pytest.LogCaptureFixture) -> None:
+def test_usual_speed_is_the_plain_path_off_cuda(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert usual_speed("cpu", torch.bfloat16, compiled=True) == VaeSpeed()
+        assert usual_speed("cpu", torch.bfloat16, compiled=True) == VaeSpeed(1, 1)
     assert "not compiled" in caplog.text
     assert usual_speed("cuda", torch.bfloat16, compiled=True) == VaeSpeed(channels_last=True, compiled=True)
     assert not usual_speed("cuda:1", torch.float32).channels_last
