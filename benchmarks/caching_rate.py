@@ -11,7 +11,7 @@ import torch
 from benchmarks.made_clips import MadeClip, make_clip
 from common.media.item import Media
 from common.tensorfile import save_tensors
-from precompute.loading import WorkerLoader
+from precompute.loading import AHEAD, WorkerLoader
 from precompute.writing import EntryWriter
 from wan.encoders.features.latents import LatentsEncoder
 from wan.memory.vae_speed import VaeSpeed
@@ -19,8 +19,10 @@ from wan.memory.vae_speed import VaeSpeed
 if TYPE_CHECKING:
     from benchmarks.vae_speed import Bench
 
-FIRST = 3
-"""Clips that do not count: the workers start, and the memory is taken."""
+
+def uncounted(workers: int) -> int:
+    """Clips that do not count: while the first is compiled for, the workers make all that may lie ready ahead."""
+    return workers + AHEAD + 1
 
 
 class Files:
@@ -35,22 +37,21 @@ class Files:
 
 
 def end_to_end(bench: "Bench", folder: Path, *, clips: int, workers: int) -> None:
-    """Clips a second, compiled in bfloat16 where there is a GPU, and float32 as the caches do by default."""
+    """Clips a second against the VAE's own rate: compiled in bfloat16 on a GPU, the plain path on a CPU."""
     from benchmarks.vae_speed import BF16, FP32, Way
 
-    on_cuda = bench.device != "cpu"
-    ways = [Way("bf16 compiled", BF16, VaeSpeed(channels_last=True, compiled=True))] if on_cuda else []
-    for way in (*ways, Way("fp32 longer chunks", FP32, VaeSpeed())):
-        vae, video = bench.vae(way), bench.video()
-        with torch.no_grad():
-            own = bench.timed(lambda vae=vae, video=video: vae.encode(video))
-        del video
-        rate = made_rate(bench, vae, folder, clips=clips, workers=workers)
-        bench.add(what="end to end, made", way=f"{way.name}, {workers} workers", clips_s=rate, of_vae=rate * own)
-        del vae
+    clips += uncounted(workers)
+    way = (Way("bf16 compiled", BF16, VaeSpeed(channels_last=True, compiled=True)) if bench.device != "cpu"
+           else Way("fp32 plain", FP32))
+    vae, video = bench.vae(way), bench.video()
+    own_s = bench.timed(lambda: vae.encode(video))
+    rate = made_rate(bench, vae, folder, clips=clips, workers=workers)
+    bench.add(what="end to end, made", way=f"{way.name}, {workers} workers", clips_s=rate, of_vae=rate * own_s)
+    del vae, video
     if find_spec("av") and find_spec("pydantic"):
-        for name in ("bfloat16", "float32") if on_cuda else ("float32",):
-            mp4_rate(bench, folder / name, clips=clips, workers=workers, dtype=name)
+        rate = mp4_rate(bench, folder / "mp4", clips=clips, workers=workers,
+                        dtype="float32" if way.dtype == FP32 else "bfloat16")
+        bench.add(what="end to end, mp4", way=f"{way.name}, {workers} workers", clips_s=rate, of_vae=rate * own_s)
     else:
         print("  mp4: PyAV or pydantic is not installed, so that no real file can be read")
 
@@ -65,18 +66,18 @@ def made_rate(bench: "Bench", vae: Any, folder: Path, *, clips: int, workers: in
         with EntryWriter(Files(folder)) as writer:  # type: ignore[arg-type]
             started = 0.0
             for index, (request, media) in enumerate(zip(requests, loader.load(requests), strict=True)):
-                if index == FIRST:
+                if index == uncounted(workers):
                     started = time.perf_counter()
                 assert isinstance(media, Media), media
                 writer.put(SimpleNamespace(item=request, span=None, job=None), encoder.encode(media))  # type: ignore
                 assert all(not failure for _, failure in writer.done())
             assert all(not failure for _, failure in writer.done(wait=True))
-            return (clips - FIRST) / (time.perf_counter() - started)
+            return (clips - uncounted(workers)) / (time.perf_counter() - started)
     finally:
         loader.close()
 
 
-def mp4_rate(bench: "Bench", folder: Path, *, clips: int, workers: int, dtype: str) -> None:
+def mp4_rate(bench: "Bench", folder: Path, *, clips: int, workers: int, dtype: str) -> float:
     """Clips a second of `precompute.run` over H.264 files of 1.5 times the size, from the times of its entries."""
     import cv2
     import numpy as np
@@ -102,13 +103,9 @@ def mp4_rate(bench: "Bench", folder: Path, *, clips: int, workers: int, dtype: s
         f'[general]\nresolution = [{width}, {height}]\nbatch_size = 1\nenable_bucket = false\n[[datasets]]\n'
         f'video_directory = "{folder}"\ncache_directory = "{folder / "cache"}"\ntarget_frames = [{frames}]\n'
         'target_fps = 16.0\naudio = "none"\n')
-    started = time.perf_counter()
     summary = run(("latents",), folder / "data.toml", handling=Handling(num_workers=workers),
                   models=ModelFiles(vae=weights, vae_dtype=dtype, vae_compile=dtype == "bfloat16", device=bench.device))
     assert not summary.failed, summary.failed
     times = np.sort([path.stat().st_mtime for path in (folder / "cache").glob("*.latents.safetensors")])
-    rate = (len(times) - 1 - FIRST) / float(times[-1] - times[FIRST])
-    vae_s = next(row["of_vae"] / row["clips_s"] for row in reversed(bench.rows)
-                 if row["what"] == "end to end, made" and (dtype == "float32") == row["way"].startswith("fp32"))
-    bench.add(what="end to end, mp4", way=f"{dtype}, {workers} workers", clips_s=rate, of_vae=rate * vae_s,
-              whole_run_s=time.perf_counter() - started)
+    first = uncounted(workers)
+    return (len(times) - 1 - first) / float(times[-1] - times[first])

@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clips", type=int, default=30, help="of the end-to-end rows")
+    parser.add_argument("--clips", type=int, default=30, help="that count in the end-to-end rows")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--tiny", action="store_true", help="a narrow VAE on small clips: does it run?")
     given = parser.parse_args()
