@@ -21,7 +21,9 @@ from wan.conditions.base import Condition
 from wan.memory.blocks import run_blocks
 from wan.memory.fp8 import Fp8Settings, require_fp8_compute
 from wan.memory.swap import BlockSwap, spread
+from wan.memory.vae_speed import speed_up, usual_speed
 from wan.modules.dit import WanDiT
+from wan.modules.vae import Vae
 
 log = get_logger(__name__)
 
@@ -110,7 +112,7 @@ class Models:
                                                             dtype=parse_dtype(request.clip_dtype)),
             "audio_encoder": lambda: wan.load_audio_encoder(self.path("audio_encoder"), device=device,
                                                             dtype=torch.float32, preset=files.preset),
-            "vae": lambda: wan.load_vae(files.vae, dtype=parse_dtype(request.vae_dtype), device=device),
+            "vae": lambda: load_fast_vae(self.path("vae"), request),
             "dit": self._load_dit,
             "conditions": self._load_conditions,
         }
@@ -163,6 +165,13 @@ def _module(model: Any) -> nn.Module:
     """What holds a loaded model's weights: itself, or the module inside an encoder."""
     found: nn.Module = model if isinstance(model, nn.Module) else model.model
     return found
+
+
+def load_fast_vae(path: Path, request: GenerationRequest) -> Vae:
+    """The VAE of a generation, run the way that is fast on its device."""
+    device, dtype = pick_device(request.device), parse_dtype(request.vae_dtype)
+    vae = wan.load_vae(path, dtype=dtype, device=device)
+    return speed_up(vae, usual_speed(device, dtype, compiled=request.vae_compile))
 
 
 def fp8_settings(request: GenerationRequest, *, is_stored_in_fp8: bool) -> Fp8Settings | None:

@@ -16,6 +16,7 @@ from common.media.item import Media
 from inference.adapters import Adapters
 from inference.caches import check_step_cache, finish_cache, make_cache
 from inference.debug import tell_inputs, told
+from inference.decoding import Decoding, decode_with
 from inference.denoise import Watch, denoise
 from inference.forward import ClipVelocity
 from inference.inputs import ORDER, Prepared, assemble, hear_sounds, make_encoder, media_for, texts_of
@@ -33,15 +34,10 @@ from inference.unfinished import check_unfinished, with_kept_seed
 from wan.encoders.base import Encoder
 from wan.encoders.features.audio import AudioFeatureEncoder
 from wan.encoders.registry import FEATURES
-from wan.modules.vae import Vae
 
 log = get_logger(__name__)
 
 
-@torch.no_grad()
-def decode_with(vae: Vae, latents: Float[Tensor, "16 T h w"]) -> Float[Tensor, "3 F H W"]:
-    """Pixels in -1…1, float32 on the CPU; on the VAE's device lie only a few frames at a time."""
-    return torch.cat([chunk[0].float().cpu() for chunk in vae.decode_chunks(latents[None])], dim=1)
 
 
 class Pipeline:
@@ -164,15 +160,17 @@ class Pipeline:
     def finish(self, prepared: Prepared, latents: Float[Tensor, "16 T h w"]) -> GenerationResult:
         """Decode latents, and write the result if its request names a place."""
         plan, now = self._with_dtype(prepared.plan), datetime.now()
-        video = self.decode(latents)[:, :plan.shown_frames]
-        result = GenerationResult(video=video, latents=latents, sound=plan.written_sound, fps=plan.fps,
+        decoding = Decoding(self.models.get("vae"), latents, plan.shown_frames)
+        result = GenerationResult(video=decoding.video, latents=latents, sound=plan.written_sound, fps=plan.fps,
                                   settings=plan.request, record=self._record(plan, now))
         if (stats := frame_stats(plan)) is not None:
+            decoding.finish()
             stats.measure(result.frames)
             stats.write()
-        if plan.request.save_path is None:
-            return result
-        return replace(result, path=write_result(result, now))
+        if plan.request.save_path is not None:
+            result = replace(result, path=write_result(result, now, decoding))
+        decoding.finish()
+        return result
 
     def _with_dtype(self, plan: Plan) -> Plan:
         """The default precision hangs on the device; the record names it, so that settings mean the same anywhere."""

@@ -40,6 +40,7 @@ class ModelFiles:
     wav2vec: Path | None = None
     tokenizer: Path | None = None
     vae_dtype: str = "float32"
+    vae_compile: bool = False
     t5_dtype: str = "bfloat16"
     fp8_t5: bool = False
     """Whether umT5's linears are held as float8."""
@@ -112,8 +113,10 @@ def _vae(files: ModelFiles) -> LazyModel:
 
     def load() -> Any:
         from wan import load_vae
+        from wan.memory.vae_speed import speed_up, usual_speed
 
-        return load_vae(_there(files.vae), dtype=dtype, device=files.device)
+        vae = load_vae(_there(files.vae), dtype=dtype, device=files.device)
+        return speed_up(vae, usual_speed(files.device, dtype, compiled=files.vae_compile))
     return LazyModel(load, dtype=dtype)
 
 

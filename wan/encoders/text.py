@@ -37,7 +37,7 @@ NOT_NEEDED = ("decoder.", "lm_head.", "encoder.embed_tokens.", EMBEDDED_KEY)
 
 
 class TextEncoder:
-    """Prompts to umT5 hidden states. Each prompt is encoded by itself, so its numbers do not depend on neighbours."""
+    """Prompts to umT5 hidden states; each by itself unless a batch is asked for, so that none depends on neighbours."""
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer | WeightsError, fp8: Fp8Settings | None = None) -> None:
         self.model = model
@@ -62,15 +62,31 @@ class TextEncoder:
         """What is computed in and returned."""
         return self.model.shared.weight.dtype
 
-    def encode(self, prompts: Sequence[str]) -> list[Float[Tensor, "L D"]]:
+    def encode(self, prompts: Sequence[str], *, batch_size: int = 1) -> list[Float[Tensor, "L D"]]:
         """Hidden states of each prompt without padding; L at most 512, the end token included."""
-        return self.encode_ids([torch.tensor(self.tokenizer(prompt)) for prompt in prompts])
+        return self.encode_ids([torch.tensor(self.tokenizer(prompt)) for prompt in prompts], batch_size=batch_size)
 
     @torch.no_grad()
-    def encode_ids(self, ids: Sequence[Tensor | Sequence[int]]) -> list[Float[Tensor, "L D"]]:
-        """Hidden states of prompts given as ids ` L` without padding."""
+    def encode_ids(self, ids: Sequence[Tensor | Sequence[int]], *, batch_size: int = 1) -> list[Float[Tensor, "L D"]]:
+        """Hidden states of prompts given as ids ` L` without padding.
+
+        With a `batch_size` those of about equal length go together, the shorter ones padded and masked, and the
+        padding is dropped: equal to one by one but for rounding.
+        """
         rows = [torch.as_tensor(row, dtype=torch.long, device=self.device) for row in ids]
-        return [self.model(input_ids=row[None]).last_hidden_state[0] for row in rows]
+        if batch_size == 1:
+            return [self.model(input_ids=row[None]).last_hidden_state[0] for row in rows]
+        by_length = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+        states: dict[int, Tensor] = {}
+        for start in range(0, len(rows), batch_size):
+            members = by_length[start:start + batch_size]
+            padded = nn.utils.rnn.pad_sequence([rows[index] for index in members], batch_first=True)
+            lengths = torch.tensor([len(rows[index]) for index in members], device=self.device)
+            mask = torch.arange(padded.shape[1], device=self.device) < lengths[:, None]
+            found = self.model(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+            # Copies, because a part of a batch would keep all of it in memory.
+            states |= {index: row[:len(rows[index])].clone() for index, row in zip(members, found, strict=True)}
+        return [states[index] for index in range(len(rows))]
 
 
 def load_text_encoder(path: str | os.PathLike[str], *, tokenizer: str | os.PathLike[str] | None = None,
