@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from benchmarks.cpu_caching import chunk_difference, loader_cost
 from common.features import FeatureBatch
 from common.tensorfile import load_tensors, save_tensors
 from wan.conditions.registry import build_condition
@@ -107,8 +108,10 @@ def batch_loading_cost(folder: Path) -> tuple[str, float, float]:
 def main() -> None:
     """Measure and print one table."""
     with tempfile.TemporaryDirectory() as name:
-        rows = [condition_cost(), lora_cost(), loading_cost(Path(name)), batch_loading_cost(Path(name))]
+        rows = [condition_cost(), lora_cost(), loading_cost(Path(name)), batch_loading_cost(Path(name)),
+                loader_cost(compare, Path(name) / "loader")]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {ROUNDS}\n")
     print("| what / plain path | plain s | this s | ratio |\n|---|---|---|---|")
     for what, plain, other in rows:
         print(f"| {what} | {plain:.4f} | {other:.4f} | {other / plain:.2f} |")
+    print(f"\nVAE chunks in float64, largest difference: {chunk_difference():.1e}")

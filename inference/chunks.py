@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.media.picture import fit_exact
 from inference.colour import ease_seam, match_colours, match_latents
+from inference.decoding import decode_with, decoded_chunks
 from inference.inputs import Prepared
 from inference.plan import Plan
 from inference.segments import Segment
@@ -92,7 +93,7 @@ def _image_latents(plan: Plan, segment: Segment, tail: Tensor, vae: Vae) -> Floa
 def _pixel_decoder(vae: Vae) -> Callable[[Tensor, Segment], Tensor]:
     """Each chunk is decoded on its own, and the frames that were given are dropped."""
     def decode(latents: Tensor, segment: Segment) -> Tensor:
-        frames = torch.cat([part[0].float().cpu() for part in vae.decode_chunks(latents[None])], dim=1)
+        frames = decode_with(vae, latents)
         return frames[:, segment.known if segment.index else 0:]
     return decode
 
@@ -102,8 +103,8 @@ def _stream_decoder(vae: Vae) -> Callable[[Tensor, Segment], Tensor]:
     past = PastFrames()
 
     def decode(latents: Tensor, segment: Segment) -> Tensor:
-        new = latents[None, :, segment.known_latents if segment.index else 0:]
-        return torch.cat([part[0].float().cpu() for part in vae.decode_chunks(new, past)], dim=1)
+        new = latents[:, segment.known_latents if segment.index else 0:]
+        return torch.cat(list(decoded_chunks(vae, new, past)), dim=1)
     return decode
 
 

@@ -3,7 +3,9 @@
 from common.config import Foreign
 
 _WAN22 = "models with two experts (Wan 2.2) come later; give the one DiT of a Wan 2.1 model to --dit"
-_COMPILE = "compilation comes with the work on speed; without it the result is the same"
+_STATIC = "each size has a graph of its own, which is the fastest"
+_WHOLE = "a block is always compiled whole"
+_GRAPHS = "the limit is 256 graphs; a bucket takes two or three"
 _SKIP_LAYER = "skip-layer guidance comes later; --guidance_scale alone is used until then"
 _ONE_FRAME = "one-frame inference belongs to FramePack models, which OmniTuner does not run"
 
@@ -30,28 +32,17 @@ FOREIGN = (
     Foreign("one_frame_inference", "refused", _ONE_FRAME),
     Foreign("control_image_path", "refused", _ONE_FRAME),
     Foreign("control_image_mask_path", "refused", _ONE_FRAME),
-    Foreign("cfg_skip_mode", "refused", "--guidance_interval FROM TO says in which share of the steps guidance acts: "
-                                        "late skipping is 0 0.7, early skipping 0.3 1"),
-    Foreign("cfg_apply_ratio", "refused", "--guidance_interval 0 RATIO guides the first share of the steps"),
     Foreign("slg_mode", "coming", _SKIP_LAYER),
     Foreign("slg_layers", "coming", _SKIP_LAYER),
     Foreign("slg_scale", "coming", _SKIP_LAYER),
     Foreign("slg_start", "coming", _SKIP_LAYER),
     Foreign("slg_end", "coming", _SKIP_LAYER),
-    Foreign("fp8_fast", "coming", "float8 arithmetic comes with the work on speed; --fp8_scaled saves the same memory",
-                                  ),
-    Foreign("fp8_t5", "coming", "give ComfyUI's fp8 file to --t5 (it is read); the text encoder is freed before the "
-                                "DiT is loaded"),
-    Foreign("blocks_to_swap", "coming", "--fp8_scaled halves the memory of the weights until then"),
-    Foreign("use_pinned_memory_for_block_swap", "coming", "belongs to --blocks_to_swap"),
-    Foreign("compile", "coming", _COMPILE),
-    Foreign("compile_backend", "coming", _COMPILE),
-    Foreign("compile_mode", "coming", _COMPILE),
-    Foreign("compile_dynamic", "coming", _COMPILE),
-    Foreign("compile_fullgraph", "coming", _COMPILE),
-    Foreign("compile_cache_size_limit", "coming", _COMPILE),
-    Foreign("compile_args", "refused", "musubi-tuner has given this form up itself; single --compile_… flags come "
-                                       "later"),
+    Foreign("use_pinned_memory_for_block_swap", "accepted", "swapped blocks always lie in page-locked memory"),
+    Foreign("compile_dynamic", "accepted", _STATIC),
+    Foreign("compile_fullgraph", "accepted", _WHOLE),
+    Foreign("compile_cache_size_limit", "accepted", _GRAPHS),
+    Foreign("compile_args", "refused", "musubi-tuner has given this form up itself; use --compile and the single "
+                                       "--compile_… flags"),
     Foreign("interactive", "coming", "put prompts into a file for --from_file; models are loaded once for all of them",
                                      ),
 )

@@ -1,7 +1,7 @@
 """One clip's velocity: the DiT with everything that its passes are conditioned on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 from common.features import FeatureBatch
 from inference.guidance import Guidance, Pass
 from inference.inputs import Prepared
-from inference.teacache import TeaCache, run_with_cache
+from inference.step_cache import StepCache, run_with_cache
 from wan.conditions.base import Condition, ConditionState
 from wan.conditions.given_frames import GivenFrames, apply_given, given_timestep
 from wan.conditions.image_latent import model_channels, model_clip_features
 from wan.conditions.prepare import given_by, prepare_conditions
+from wan.modules.constants import Constants
 from wan.modules.dit import WanDiT
 
 
@@ -22,6 +23,7 @@ from wan.modules.dit import WanDiT
 class _PassInputs:
     text: list[Tensor]
     states: dict[str, ConditionState]
+    constants: Constants = field(default_factory=Constants)
 
 
 class ClipVelocity:
@@ -31,7 +33,7 @@ class ClipVelocity:
     """
 
     def __init__(self, dit: WanDiT, conditions: Mapping[str, Condition], prepared: Prepared, guidance: Guidance,
-                 noise: Float[Tensor, "1 16 F H W"], cache: TeaCache | None = None) -> None:
+                 noise: Float[Tensor, "1 16 F H W"], cache: StepCache | None = None) -> None:
         self.dit = dit
         self.cache = cache
         self.noise = noise
@@ -56,8 +58,8 @@ class ClipVelocity:
         inputs = self.passes[one.name]
         time = torch.full((len(x),), timestep, device=x.device, dtype=torch.float32)
         times = given_timestep(time, self.given, self.dit.variant.patch)
-        return run_with_cache(self.dit, self.cache, one.name, timestep, x, times, inputs.text, channels=self.channels,
-                              clip_features=self.clip_features, conditions=inputs.states)
+        return run_with_cache(self.dit, self.cache, one.name, sigma, x, times, inputs.text, channels=self.channels,
+                              clip_features=self.clip_features, conditions=inputs.states, constants=inputs.constants)
 
     def write_given(self, sample: Tensor, sigma: float) -> Tensor:
         """The sample with the given frames as they stand at `sigma`."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from inference.request import Annealing, Order
+from inference.choices import Annealing, Order, SkipMode
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,51 @@ class Pass:
 CONDITIONAL = Pass("conditional")
 
 
+def is_guided(step: Step, mode: SkipMode, share: float) -> bool:
+    """Whether musubi-tuner guides this step under `--cfg_skip_mode mode --cfg_apply_ratio share`.
+
+    n = floor(share · count) steps are guided: the last n (`early`), the first n (`late`), those around the middle
+    (`early_late`), or all but count - n around the middle (`middle`). `alternate` adds the share up from step to step
+    and guides whenever the sum reaches 1, of which it is then relieved.
+    """
+    guided = int(step.count * share)
+    if mode == "early":
+        return step.index >= step.count - guided
+    if mode == "late":
+        return step.index < guided
+    if mode == "early_late":
+        return 0 <= step.index - (step.count - guided) // 2 < guided
+    if mode == "middle":
+        skipped = step.count - guided
+        return not 0 <= step.index - (step.count - skipped) // 2 < skipped
+    total, reached = 0.0, mode == "none"
+    for _ in range(step.index + 1 if mode == "alternate" else 0):
+        total += share
+        reached = total >= 1
+        total -= reached
+    return reached
+
+
 @dataclass(frozen=True)
 class Scale:
     """Strength of guidance over the steps; 1 is none.
 
     `annealing` lets it fall from `value` towards 1: linearly, s·(1-p) + p with p = index / steps, or as half a cosine
-    (OmniHuman-1). Outside `interval` (shares of the steps, the first included, the last not) it is 1.
+    (OmniHuman-1). Outside `interval` (shares of the steps, the first included, the last not) it is 1, and in steps
+    that `skip` (mode and share, see `is_guided`) leaves out.
     """
 
     value: float
     annealing: Annealing = "none"
     interval: tuple[float, float] = (0.0, 1.0)
+    skip: tuple[SkipMode, float] | None = None
 
     def at(self, step: Step) -> float:
         """Strength in one step."""
         share = step.index / step.count
         if not self.interval[0] <= share < self.interval[1]:
+            return 1.0
+        if self.skip is not None and not is_guided(step, *self.skip):
             return 1.0
         if self.annealing == "none":
             return self.value

@@ -10,17 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.config import from_values
-from common.devices import pick_device
-from common.dtypes import parse_dtype
 from common.errors import ConfigError, MediaError
 from common.logs import get_logger
 from common.media.sound import Sound, read_sound
 from common.tensorfile import load_tensors
+from common.timebase import video_frame_count
+from inference.decoding import Decoding
+from inference.models import load_fast_vae
 from inference.outputs import write_result
-from inference.pipeline import decode_with
 from inference.request import GenerationRequest
 from inference.result import GenerationResult
-import wan
 
 log = get_logger(__name__)
 
@@ -68,17 +67,20 @@ def decode_latents(request: GenerationRequest) -> list[GenerationResult]:
         raise ConfigError(f"--vae {request.vae}: no such file or folder.")
     files = [read_latents(path) for path in request.latent_path]
     sounds = [_sound(request, file) for file in files]
-    vae = wan.load_vae(request.vae, dtype=parse_dtype(request.vae_dtype), device=pick_device(request.device))
+    vae = load_fast_vae(request.vae, request)
     results = []
     for file, sound in zip(files, sounds, strict=True):
         settings = _settings(request, file)
-        video = decode_with(vae, file.latents)[:, :file.frames]
-        video = video[:, :video.shape[1] - request.trim_tail_frames]
-        result = GenerationResult(video=video, latents=file.latents, sound=sound, fps=settings.fps or DEFAULT_FPS,
-                                  settings=settings, record={**file.record, "decoded_from": str(file.path.absolute())})
+        total = video_frame_count(file.latents.shape[1])
+        shown = min(total, total if file.frames is None else file.frames) - request.trim_tail_frames
+        decoding = Decoding(vae, file.latents, max(shown, 0))
+        result = GenerationResult(video=decoding.video, latents=file.latents, sound=sound,
+                                  fps=settings.fps or DEFAULT_FPS, settings=settings,
+                                  record={**file.record, "decoded_from": str(file.path.absolute())})
         if request.save_path is not None:
-            result = replace(result, path=write_result(result, datetime.now()))
+            result = replace(result, path=write_result(result, datetime.now(), decoding))
             log.info("wrote %s", result.path)
+        decoding.finish()
         results.append(result)
     return results
 

@@ -43,12 +43,14 @@ def identity_of(plan: Plan, record: Mapping[str, Any]) -> dict[str, Any]:
                 if name not in NOT_OF_THE_CHUNKS and not _is_path(getattr(plan.request, name))}
     scene = plan.scene
     regions = () if plan.regions is None else (plan.regions.numpy(),)
+    ratios = plan.request.step_cache_ratios
+    known = {"step_cache_ratios": json.loads(ratios.read_text(encoding="utf-8"))} if ratios is not None else {}
     media = {"picture": () if scene.first is None else (scene.first,),
              "sound": tuple(voice.samples for voice in scene.voices), "regions": regions}
     return {"settings": settings, "weights": {name: one["fingerprint"] for name, one in record["weights"].items()},
             "loras": [[one["fingerprint"], one["multiplier"]] for one in record["loras"]],
             "content": {name: _digest(arrays) for name, arrays in media.items()},
-            "chunks": [[one.start, one.frames, one.known] for one in plan.segments]}
+            "chunks": [[one.start, one.frames, one.known] for one in plan.segments], **known}
 
 
 def _is_path(value: Any) -> bool:
@@ -94,7 +96,7 @@ def make_long(pipeline: "Pipeline", prepared: Prepared, record: Mapping[str, Any
                               record=record)
 
     def sample(chunk: Prepared, segment: Segment) -> Tensor:
-        return pipeline.sample(chunk, noise=noise_for(plan, segment), watch=watch,
+        return pipeline.sample(chunk, noise=noise_for(plan, segment), watch=watch, chunk=segment.index,
                                description=f"chunk {segment.index + 1} of {len(plan.segments)}")
 
     stats = frame_stats(plan)

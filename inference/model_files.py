@@ -65,6 +65,9 @@ def inspect_models(request: GenerationRequest, adapters: Adapters | None = None)
     raise_all(_path_problems(request), ConfigError, "model files")
     assert request.dit and request.vae and request.t5
     found = inspect_dit(request.dit)
+    if request.blocks_to_swap > found.variant.layers:
+        raise ConfigError(f"--blocks_to_swap {request.blocks_to_swap}: this model has {found.variant.layers} blocks. "
+                          "Use at most that.")
     if request.task is not None:
         check_task(request.task, found.variant, request.dit)
     task = find_task(request.task) if request.task is not None else guess_task(found.variant, request.dit)

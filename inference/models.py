@@ -1,11 +1,13 @@
 """The models of a pipeline: loaded when first asked for, freed by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 import time
 from typing import Any
 
 import torch
+from torch import nn
 
 from common.devices import free_memory, pick_device
 from common.dtypes import dtype_name, parse_dtype
@@ -16,14 +18,21 @@ from inference.request import GenerationRequest
 from networks.merge import LoraMerge
 import wan
 from wan.conditions.base import Condition
-from wan.memory.fp8 import Fp8Settings
+from wan.memory.blocks import run_blocks
+from wan.memory.fp8 import Fp8Settings, require_fp8_compute
+from wan.memory.swap import BlockSwap, spread
+from wan.memory.vae_speed import speed_up, usual_speed
 from wan.modules.dit import WanDiT
+from wan.modules.vae import Vae
 
 log = get_logger(__name__)
 
 ATTENTION = {"torch": "sdpa", "flash": "flash_attn", "flash2": "flash_attn"}
 """musubi-tuner's names of back ends that we call otherwise."""
 
+
+ENCODERS = ("text_encoder", "image_encoder", "audio_encoder", "vae")
+"""What a pipeline holds beside the DiT and its conditions."""
 
 LARGE_CONDITION = 1_000_000_000
 """Parameters above which a condition is not held in float32, for its memory (`frame_xattn` at 14B)."""
@@ -40,6 +49,8 @@ class Models:
         self.files = files
         self.request = request
         self.device = pick_device(request.device)
+        if request.fp8_fast:
+            require_fp8_compute(self.device)
         self._loaded: dict[str, Any] = dict(loaded or {})
         self._borrowed = set(self._loaded)
 
@@ -71,17 +82,37 @@ class Models:
         if own:
             free_memory()
 
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """Encoders and VAE that are loaded lie in host memory inside, where blocks are swapped: the card is small.
+
+        A DiT without swapped blocks has room beside it, and moving models to and fro would cost more than it gives.
+        """
+        kinds = [kind for kind in ENCODERS if kind in self._loaded] if self.request.blocks_to_swap else []
+        homes = [(_module(self._loaded[kind]), self.device) for kind in kinds]
+        homes = [(module, device) for module, device in homes if next(module.parameters()).device.type != "cpu"]
+        for module, _ in homes:
+            module.to("cpu")
+        if homes:
+            free_memory()
+        try:
+            yield
+        finally:
+            for module, device in homes:
+                module.to(device)
+
     @property
     def _loaders(self) -> dict[str, Callable[[], Any]]:
         files, request, device = self.files, self.request, self.device
         return {
-            "text_encoder": lambda: wan.load_text_encoder(files.t5, tokenizer=files.tokenizer, device=device,
-                                                          dtype=parse_dtype(request.t5_dtype)),
+            "text_encoder": lambda: wan.load_text_encoder(
+                files.t5, tokenizer=files.tokenizer, dtype=parse_dtype(request.t5_dtype),
+                device="cpu" if request.text_encoder_cpu else device, fp8=Fp8Settings() if request.fp8_t5 else None),
             "image_encoder": lambda: wan.load_image_encoder(self.path("image_encoder"), device=device,
                                                             dtype=parse_dtype(request.clip_dtype)),
             "audio_encoder": lambda: wan.load_audio_encoder(self.path("audio_encoder"), device=device,
                                                             dtype=torch.float32, preset=files.preset),
-            "vae": lambda: wan.load_vae(files.vae, dtype=parse_dtype(request.vae_dtype), device=device),
+            "vae": lambda: load_fast_vae(self.path("vae"), request),
             "dit": self._load_dit,
             "conditions": self._load_conditions,
         }
@@ -102,9 +133,17 @@ class Models:
             log.info("the LoRA weights of %d files are left out; conditions are kept", len(files.adapters.files))
         merge = LoraMerge(loras) if loras and not request.lora_attach else None
         fp8 = fp8_settings(request, is_stored_in_fp8=files.facts.is_stored_in_fp8)
-        dit = wan.load_dit(files.dit, dtype=self.dit_dtype, device=self.device, transform=merge, fp8=fp8)
+        dit = wan.load_dit(files.dit, dtype=self.dit_dtype, device=self.device, transform=merge, fp8=fp8,
+                           blocks_on_cpu=spread(request.blocks_to_swap, files.variant.layers))
         for report in merge.reports() if merge else ():
             log.info("%s", report.text())
+        if request.compile:
+            run_blocks(dit, ["none"] * len(dit.blocks), compiled=True, backend=request.compile_backend,
+                       mode=request.compile_mode, has_dropout=False)
+        if request.blocks_to_swap:
+            swap = BlockSwap(dit, request.blocks_to_swap)
+            log.info("blocks in host memory: %s (%.2f GiB); ring on %s: %.2f GiB", ", ".join(map(str, swap.blocks)),
+                     swap.host_bytes / 2**30, self.device, swap.ring_bytes / 2**30)
         dit.set_attention(ATTENTION.get(request.attn_mode, request.attn_mode))
         if loras and request.lora_attach:
             attach_to(dit, files.adapters)
@@ -122,8 +161,23 @@ class Models:
         return self.dit_dtype if size > LARGE_CONDITION else torch.float32
 
 
+def _module(model: Any) -> nn.Module:
+    """What holds a loaded model's weights: itself, or the module inside an encoder."""
+    found: nn.Module = model if isinstance(model, nn.Module) else model.model
+    return found
+
+
+def load_fast_vae(path: Path, request: GenerationRequest) -> Vae:
+    """The VAE of a generation, run the way that is fast on its device."""
+    device, dtype = pick_device(request.device), parse_dtype(request.vae_dtype)
+    vae = wan.load_vae(path, dtype=dtype, device=device)
+    return speed_up(vae, usual_speed(device, dtype, compiled=request.vae_compile))
+
+
 def fp8_settings(request: GenerationRequest, *, is_stored_in_fp8: bool) -> Fp8Settings | None:
     """How the DiT's block weights are stored; None for the DiT's dtype. A float8 file stays float8."""
+    if request.fp8_fast:
+        return Fp8Settings(mode="tensor", computes=True)
     if request.fp8_scaled or is_stored_in_fp8:
         return Fp8Settings()
     return Fp8Settings(mode="tensor") if request.fp8 else None

@@ -1,4 +1,6 @@
-"""The noise that a video starts from."""
+"""The noise that a video starts from, and what a solver draws on the way."""
+
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float
 import torch
@@ -18,3 +20,11 @@ def noise_for(plan: Plan, segment: Segment | None = None) -> Float[Tensor, "1 16
     segment = segment or plan.segments[0]
     source = generator(plan.seed, "chunk", segment.index) if segment.index else torch.Generator().manual_seed(plan.seed)
     return torch.randn((1, *plan.shape_of(segment)), generator=source, dtype=torch.float32)
+
+
+def fresh_noise(seed: int, chunk: int, shape: Sequence[int]) -> Callable[[int], Tensor]:
+    """Noise that a solver draws in a step of a chunk: a stream for each, on the CPU in float32."""
+    def draw(step: int) -> Tensor:
+        return torch.randn(tuple(shape), generator=generator(seed, "fresh", chunk, step), dtype=torch.float32)
+
+    return draw

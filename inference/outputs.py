@@ -12,6 +12,7 @@ from common.errors import NO_SPACE, ConfigError
 from inference.request import VIDEO_SUFFIXES, GenerationRequest
 
 if TYPE_CHECKING:
+    from inference.decoding import Decoding
     from inference.result import GenerationResult
 
 WRITES = {"video": ("video",), "images": ("images",), "latent": ("latent",), "both": ("video", "latent"),
@@ -98,8 +99,11 @@ def _targets(request: GenerationRequest, folder: Path, stem: str, suffix: str = 
         record=None if request.no_metadata else folder / f"{stem}.json")
 
 
-def write_result(result: "GenerationResult", now: datetime) -> Path:
-    """Write everything that the result's settings ask for; the path to tell the user. Each file is whole or absent."""
+def write_result(result: "GenerationResult", now: datetime, decoding: "Decoding | None" = None) -> Path:
+    """Write everything that the result's settings ask for; the path to tell the user. Each file is whole or absent.
+
+    `decoding`: the result's frames where they are still to come; they are written as they do.
+    """
     from common.media.video import write_png_frames, write_video
 
     settings = result.settings
@@ -107,10 +111,11 @@ def write_result(result: "GenerationResult", now: datetime) -> Path:
     targets = choose_targets(settings, settings.seed, now)
     if targets.latent is not None:
         write_latent(targets.latent, result)
+    frames = decoding.frames() if decoding is not None and not decoding.is_done else result.each_frame()
     if targets.images is not None:
-        write_png_frames(targets.images, result.frames)
+        write_png_frames(targets.images, frames)
     if targets.video is not None:
-        write_video(targets.video, result.frames, fps=result.fps, sound=result.sound,
+        write_video(targets.video, frames, fps=result.fps, sound=result.sound,
                     lead_s=result.sound_lead_s)
     if targets.record is not None:
         write_text(targets.record, json.dumps(result.record, indent=2, ensure_ascii=False) + "\n")

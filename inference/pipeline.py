@@ -14,46 +14,30 @@ from common.errors import MediaError, UserError
 from common.logs import get_logger
 from common.media.item import Media
 from inference.adapters import Adapters
+from inference.caches import check_step_cache, finish_cache, make_cache
 from inference.debug import tell_inputs, told
+from inference.decoding import Decoding, decode_with
 from inference.denoise import Watch, denoise
 from inference.forward import ClipVelocity
 from inference.inputs import ORDER, Prepared, assemble, hear_sounds, make_encoder, media_for, texts_of
 from inference.long import check_outputs, frame_stats, identity_of, make_long
 from inference.model_files import ModelFiles, inspect_models, with_official_folder
 from inference.models import Models
-from inference.noise import noise_for
+from inference.noise import fresh_noise, noise_for
 from inference.outputs import write_result
 from inference.plan import Plan, make_plan
 from inference.provenance import note_other_encoder
 from inference.record import make_record
 from inference.request import GenerationRequest
 from inference.result import GenerationResult
-from inference.solvers import SCHEDULES
-from inference.teacache import COEFFICIENTS, TeaCache, coefficients_for
 from inference.unfinished import check_unfinished, with_kept_seed
 from wan.encoders.base import Encoder
 from wan.encoders.features.audio import AudioFeatureEncoder
 from wan.encoders.registry import FEATURES
-from wan.modules.vae import Vae
 
 log = get_logger(__name__)
 
 
-@torch.no_grad()
-def decode_with(vae: Vae, latents: Float[Tensor, "16 T h w"]) -> Float[Tensor, "3 F H W"]:
-    """Pixels in -1…1, float32 on the CPU; on the VAE's device lie only a few frames at a time."""
-    return torch.cat([chunk[0].float().cpu() for chunk in vae.decode_chunks(latents[None])], dim=1)
-
-
-def make_cache(plan: Plan) -> TeaCache | None:
-    """A cache for one chunk of a plan; None where `--teacache_threshold` is 0."""
-    threshold = plan.request.teacache_threshold
-    if threshold == 0:
-        return None
-    name = coefficients_for(plan.variant, plan.size)
-    log.info("TeaCache at %g with the coefficients of %s", threshold, name)
-    schedule = SCHEDULES[plan.sampling.solver](plan.sampling.steps, plan.sampling.shift)
-    return TeaCache(threshold, COEFFICIENTS[name], schedule.timesteps[-1])
 
 
 class Pipeline:
@@ -68,6 +52,7 @@ class Pipeline:
         """Check a request and fill in its defaults; no model is loaded."""
         plan = make_plan(with_kept_seed(with_official_folder(request)), self.files)
         check_outputs(plan)
+        check_step_cache(plan)
         if plan.is_long:
             check_unfinished(plan.request, identity_of(self._with_dtype(plan), self._record(plan, datetime.now())))
         return plan
@@ -125,8 +110,12 @@ class Pipeline:
 
     @torch.no_grad()
     def sample(self, prepared: Prepared, *, noise: Float[Tensor, "1 16 T h w"] | None = None,
-               watch: Watch | None = None, description: str = "denoising") -> Float[Tensor, "16 T h w"]:
-        """Latents of a prepared clip or chunk from `noise` (default: the clip's), float32 on the CPU."""
+               watch: Watch | None = None, chunk: int = 0, description: str = "denoising"
+               ) -> Float[Tensor, "16 T h w"]:
+        """Latents of a prepared clip, or of its chunk of that number, from `noise` (default: the clip's).
+
+        float32 on the CPU.
+        """
         plan = prepared.plan
         conditions = self.models.get("conditions")
         guidance = plan.guide(frozenset(name for one in conditions.values() for name in one.droppable))
@@ -137,15 +126,17 @@ class Pipeline:
         cache = make_cache(plan)
         velocity = ClipVelocity(self.models.get("dit"), conditions, prepared, guidance, noise, cache)
         try:
-            latents = denoise(velocity, noise, plan.sampling, guidance=guidance, write_given=velocity.write_given,
-                              watch=watch, description=description)
+            with self.models.parked():
+                latents = denoise(velocity, noise, plan.sampling, guidance=guidance, write_given=velocity.write_given,
+                                  watch=watch, fresh=fresh_noise(plan.seed, chunk, noise.shape),
+                                  description=description)
         except torch.OutOfMemoryError as error:
             width, height = plan.size
             raise UserError(f"{width}x{height} with {plan.length.frames} frames does not fit into the memory of "
-                            f"{self.models.device}. Use --fp8_scaled, a smaller --video_size, or fewer frames "
-                            "(--video_length; --max_tokens with sound).") from error
+                            f"{self.models.device}. Use --fp8_scaled, --blocks_to_swap, a smaller --video_size, or "
+                            "fewer frames (--video_length; --max_tokens with sound).") from error
         if cache is not None:
-            cache.tell()
+            finish_cache(plan, cache)
         return latents[0].cpu()
 
     def decode(self, latents: Float[Tensor, "16 T h w"]) -> Float[Tensor, "3 F H W"]:
@@ -169,15 +160,17 @@ class Pipeline:
     def finish(self, prepared: Prepared, latents: Float[Tensor, "16 T h w"]) -> GenerationResult:
         """Decode latents, and write the result if its request names a place."""
         plan, now = self._with_dtype(prepared.plan), datetime.now()
-        video = self.decode(latents)[:, :plan.shown_frames]
-        result = GenerationResult(video=video, latents=latents, sound=plan.written_sound, fps=plan.fps,
+        decoding = Decoding(self.models.get("vae"), latents, plan.shown_frames)
+        result = GenerationResult(video=decoding.video, latents=latents, sound=plan.written_sound, fps=plan.fps,
                                   settings=plan.request, record=self._record(plan, now))
         if (stats := frame_stats(plan)) is not None:
+            decoding.finish()
             stats.measure(result.frames)
             stats.write()
-        if plan.request.save_path is None:
-            return result
-        return replace(result, path=write_result(result, now))
+        if plan.request.save_path is not None:
+            result = replace(result, path=write_result(result, now, decoding))
+        decoding.finish()
+        return result
 
     def _with_dtype(self, plan: Plan) -> Plan:
         """The default precision hangs on the device; the record names it, so that settings mean the same anywhere."""

@@ -31,6 +31,7 @@ from inference.segments import (
 )
 from inference.sizes import OMNIAVATAR_SIZES, Length, clip_length, clip_size, nearest_size, size_problem
 from inference.speakers import speaker_problems, speaker_regions
+from inference.speed import distilled_defaults
 from wan.variants import OMNIAVATAR_NEGATIVE_PROMPT, Variant
 
 log = get_logger(__name__)
@@ -88,18 +89,25 @@ class Plan:
     def guide(self, dropped: frozenset[str] = frozenset()) -> Guidance:
         """How text and sound are guided; `dropped` are the features that an unconditional pass lacks."""
         asked = self.request
-        text = Scale(self.guidance, asked.guidance_annealing, asked.guidance_interval)
+        text = Scale(self.guidance, asked.guidance_annealing, asked.guidance_interval, asked.cfg_skip)
         if asked.audio_scale is None:
             return ClassifierFree(text, dropped)
         audio = Scale(asked.audio_scale, asked.audio_annealing or asked.guidance_annealing,
-                      asked.audio_interval or asked.guidance_interval)
+                      asked.audio_interval or asked.guidance_interval, asked.cfg_skip)
         return TextThenAudio(text, audio, dropped, asked.guidance_order)
 
     @property
     def sampling(self) -> Sampling:
         """Solver, steps and shift."""
         assert self.request.infer_steps is not None and self.request.flow_shift is not None
-        return Sampling(self.request.sample_solver, self.request.infer_steps, self.request.flow_shift)
+        return Sampling(self.request.sample_solver, self.request.infer_steps, self.request.flow_shift,
+                        tuple(self.request.denoising_steps))
+
+    @property
+    def guides_every_step(self) -> bool:
+        """Whether nothing leaves out guidance in a part of the steps."""
+        asked, whole = self.request, (0.0, 1.0)
+        return asked.guidance_interval == whole and asked.audio_interval in (None, whole) and asked.cfg_skip is None
 
     @property
     def prompt(self) -> str:
@@ -260,14 +268,15 @@ def _filled(request: GenerationRequest, files: ModelFiles, size: tuple[int, int]
     defaults = {
         "task": task.name, "seed": secrets.randbelow(2**32), "infer_steps": task.steps,
         "flow_shift": task.shift_for(*size),
-        "guidance_scale": AUDIO_GUIDANCE if is_audio_driven else task.guidance,
+        "guidance_scale": AUDIO_GUIDANCE if is_audio_driven else task.guidance, **distilled_defaults(request),
         "negative_prompt": OMNIAVATAR_NEGATIVE_PROMPT if is_audio_driven else task.negative_prompt}
     if is_audio_driven:
         defaults["audio_preset"] = files.preset.name
     filled = {name: value for name, value in defaults.items() if getattr(request, name) is None}
     timing = _timing(request, files)
     filled |= {"audio_lead": timing.lead_s, "omniavatar_lead": timing.shift > 0}
-    if files.adapters.is_omniavatar and "sample_solver" not in request.model_fields_set:
+    needs_euler = files.adapters.is_omniavatar or request.denoising_steps
+    if needs_euler and "sample_solver" not in request.model_fields_set:
         filled["sample_solver"] = "euler"
     return request.model_copy(update=filled)
 

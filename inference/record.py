@@ -15,7 +15,8 @@ from wan.encoders.registry import FEATURES
 from wan.weights.dit import FOLDERS_FILES
 from wan.weights.shards import find_files
 
-NOT_KEPT = ("from_file", "save_path", "latent_path", "no_metadata", "ckpt_dir", "resume")
+NOT_KEPT = ("from_file", "save_path", "latent_path", "no_metadata", "ckpt_dir", "resume",
+            "step_cache_calibrate")
 """Settings of the run, not of the result."""
 MODELS = {"dit": FOLDERS_FILES, "vae": FEATURES["latents"].preferred, "t5": FEATURES["text"].preferred,
           "clip": FEATURES["clip"].preferred, "wav2vec": FEATURES["audio"].preferred}

@@ -8,13 +8,14 @@ from typing import Literal
 from common.config import Section, flag
 from common.errors import ConfigError
 from common.timebase import floor_frame_count, is_valid_frame_count
+from inference.choices import Annealing, Order
 from inference.segments import overlap_problem
+from inference.speed import LISTED_SOLVERS, SpeedChoice
 from wan.audio_presets import PresetName
+from wan.text_storage import FP8_T5_DIFFERS, FP8_T5_HELP
 from wan.variants import TASKS, find_task
 
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]
-Annealing = Literal["none", "linear", "cosine"]
-Order = Literal["omniavatar", "multitalk"]
 VIDEO_SUFFIXES = (".mp4", ".m4v")
 FOREIGN_VIDEO_SUFFIXES = (".mov", ".mkv", ".webm", ".avi", ".gif", ".wmv", ".flv")
 NO_SUCH_ATTENTION = {
@@ -52,11 +53,26 @@ class ModelChoice(Section):
                                        "is; float32 on the CPU)", choices=DTYPES, group="Models")
     vae_dtype: str = flag("float32", "precision of the VAE: float32 is Wan's own", choices=DTYPES, group="Models",
                           differs="the default is float32, Wan's own precision; musubi-tuner's is bfloat16")
+    vae_compile: bool = flag(False, "compile the VAE (CUDA): a minute or more for each size, then decoding takes "
+                                    "a fifth less; for many videos in one run", group="Models")
     t5_dtype: str = flag("bfloat16", "precision of umT5: bfloat16 is Wan's own", choices=DTYPES, group="Models")
     clip_dtype: str = flag("float32", "precision of CLIP", choices=DTYPES, group="Models")
     fp8: bool = flag(False, "hold the DiT's block weights as float8, half the memory of bfloat16", group="Models")
     fp8_scaled: bool = flag(False, "like --fp8 with a scale for every 64 weights: closer to the original",
                             group="Models")
+    fp8_fast: bool = flag(False, "multiply in float8 too, on GPUs that have units for it (RTX 40, H100 and later): "
+                                 "faster and less exact; stores float8 with one scale a weight", group="Models")
+    compile: bool = flag(False, "compile the DiT's blocks: the first step of each size takes half a minute longer, the "
+                                "others about a quarter less", group="Models")
+    compile_backend: str = flag("inductor", "torch.compile's backend", group="Models")
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = flag(
+        None, "torch.compile's mode (default: default)", group="Models")
+    fp8_t5: bool = flag(False, FP8_T5_HELP, group="Models", differs=FP8_T5_DIFFERS)
+    text_encoder_cpu: bool = flag(False, "read the texts on the CPU: slower by seconds a prompt, and nothing of umT5 "
+                                         "is ever on the GPU", group="Models")
+    blocks_to_swap: int = flag(0, "blocks of the DiT, evenly spread, whose weights wait in page-locked host memory and "
+                                  "are brought just ahead of use; up to all of them (14B: 40)", ge=0, group="Models",
+                               differs="one way and always page-locked; all blocks may be swapped")
     attn_mode: str = flag("torch", "attention back end; torch and sdpa are PyTorch's own and work everywhere",
                           choices=("torch", "sdpa", "flash", "flash2", "flash3", "xformers", "sageattn"),
                           group="Models")
@@ -125,17 +141,15 @@ class SamplingChoice(Section):
     """How noise becomes video."""
 
     infer_steps: int | None = flag(None, "solver steps (default: the task's, 40 or 50)", group="Sampling", ge=1)
-    sample_solver: Literal["unipc", "dpm++", "euler", "vanilla"] = flag(
-        "unipc", "solver; vanilla is euler's name in musubi-tuner", group="Sampling")
+    sample_solver: Literal["unipc", "dpm++", "euler", "vanilla", "lcm"] = flag(
+        "unipc", "solver; vanilla is euler's name in musubi-tuner; lcm draws fresh noise in every step, for distilled "
+                 "LoRAs", group="Sampling")
     flow_shift: float | None = flag(None, "above 1: more steps at high noise (default: the task's)", group="Sampling",
                                     gt=0)
     guidance_scale: float | None = flag(None, "strength of the prompt against the negative one; 1 halves the time "
                                               "(default: the task's, 5)", group="Sampling")
     seed: int | None = flag(None, "number that fixes the noise (default: random, and told)", group="Sampling", ge=0,
                             lt=2**63)
-    teacache_threshold: float = flag(0.0, "skip the DiT's blocks while the step's time changes little (TeaCache): 0 is "
-                                          "off, 0.05 to 0.15 are usual, more is faster and worse", group="Sampling",
-                                     ge=0, alias="tea_cache_l1_thresh")
 
 
 class GuidanceChoice(Section):
@@ -224,8 +238,8 @@ class OutputChoice(Section):
                                     "says generated stays", group="Output")
 
 
-class GenerationRequest(OutputChoice, DebugChoice, SamplingChoice, GuidanceChoice, LongChoice, SceneChoice, LoraChoice,
-                        ModelChoice):
+class GenerationRequest(OutputChoice, DebugChoice, SpeedChoice, SamplingChoice, GuidanceChoice, LongChoice, SceneChoice,
+                        LoraChoice, ModelChoice):
     """Settings of one generation; every field is a flag of generate_video.py."""
 
     def problems(self) -> Iterable[str]:
@@ -242,6 +256,8 @@ class GenerationRequest(OutputChoice, DebugChoice, SamplingChoice, GuidanceChoic
                    "files. Give one for each, or one for all.")
         yield from self.interval_problems()
         yield from self.long_problems()
+        yield from self.speed_problems()
+        yield from self._step_problems()
         if self.attn_mode in NO_SUCH_ATTENTION:
             yield f"--attn_mode {self.attn_mode}: {NO_SUCH_ATTENTION[self.attn_mode]}"
         for pattern in (*self.include_patterns, *self.exclude_patterns):
@@ -258,6 +274,18 @@ class GenerationRequest(OutputChoice, DebugChoice, SamplingChoice, GuidanceChoic
             yield "--frame_stats is of one video. Give prompt, picture and sound of one line of --from_file instead."
         if self.latent_path and self.from_file:
             yield "--latent_path only decodes and --from_file only generates. Give one of the two."
+
+    def _step_problems(self) -> Iterable[str]:
+        """`--denoising_steps` and `--cfg_skip_mode` beside flags that say otherwise."""
+        listed = len(self.denoising_steps)
+        if listed and self.infer_steps not in (None, listed):
+            yield f"--infer_steps {self.infer_steps}: --denoising_steps lists {listed}. Leave --infer_steps out."
+        if listed and "sample_solver" in self.model_fields_set and self.sample_solver not in LISTED_SOLVERS:
+            yield (f"--sample_solver {self.sample_solver} spreads its steps by itself. --denoising_steps goes with "
+                   "euler (its default) or lcm.")
+        if self.cfg_skip_mode != "none" and (self.guidance_interval, self.audio_interval) != ((0.0, 1.0), None):
+            yield ("--cfg_skip_mode and --guidance_interval or --audio_interval both say which steps are guided. Give "
+                   "one.")
 
 
 def frame_count_problem(frames: int, flag_name: str = "--video_length") -> str:

@@ -1,9 +1,9 @@
 """What a generation gives: pixels, latents, the sound, and the settings that make it again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from einops import rearrange
 from jaxtyping import Float, UInt8
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from common.media.sound import Sound
-from inference.request import GenerationRequest
 from inference.segments import SoundTiming
+
+if TYPE_CHECKING:
+    from inference.request import GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class GenerationResult:
     sound: Sound | None
     """The driving sound, heard `sound_lead_s` seconds after the first frame begins."""
     fps: float
-    settings: GenerationRequest
+    settings: "GenerationRequest"
     """Settings with every default filled in."""
     record: Mapping[str, Any]
     """What is written as JSON beside the video."""
@@ -46,6 +48,12 @@ class GenerationResult:
         """The video as 8-bit RGB frames."""
         assert self.video is not None, "a long video is read from its file"
         return to_frames(self.video)
+
+    def each_frame(self) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """The same frames one by one, so that no second copy of the clip is held."""
+        assert self.video is not None, "a long video is read from its file"
+        for index in range(self.video.shape[1]):
+            yield to_frames(self.video[:, index:index + 1])[0]
 
 
 def to_frames(video: Float[Tensor, "3 F H W"]) -> UInt8[np.ndarray, "F H W 3"]:

@@ -8,18 +8,21 @@ UniPC and DPM++ follow Wan 2.1 (`wan/utils/fm_solvers_unipc.py`, `fm_solvers.py`
 order on the first and the last step, model time truncated to a whole number. With lambda = log((1-sigma)/sigma) both
 integrate the linear part of the ODE exactly. Coefficients are float64 scalars.
 Papers: UniPC, arXiv 2302.04867 (B(h) of the second kind); DPM-Solver++, arXiv 2211.01095 (2M).
+Euler and LCM can be given the times of a distilled model in place of a number of steps (LightX2V `step_distill`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import math
 
 from jaxtyping import Float
 import numpy as np
+import torch
 from torch import Tensor
 
 from common.errors import ConfigError, nearest
-from common.flow import MODEL_TIME_SCALE, data_from_velocity, shift_sigma
+from common.flow import MODEL_TIME_SCALE, data_from_velocity, mix, shift_sigma
+from common.seeding import generator
 
 Velocity = Callable[[Tensor, float, float], Tensor]
 OnStep = Callable[[int, Tensor], Tensor | None]
@@ -60,6 +63,20 @@ def euler_schedule(steps: int, shift: float) -> Schedule:
     return _schedule(1.0, steps, shift, whole_times=False)
 
 
+def listed_schedule(times: Sequence[float], shift: float) -> Schedule:
+    """Sigmas shift(t / 1000) of the times t that a distilled model was trained at, model time exactly 1000 * sigma.
+
+    With shift 5 the times 1000, 750, 500, 250 are sigma 1, 0.9375, 0.8333, 0.625. Source: LightX2V
+    `WanStepDistillScheduler`, which picks them from 1000 shifted training sigmas.
+    """
+    sigmas = [float(shift_sigma(time / MODEL_TIME_SCALE, shift)) for time in times]
+    return Schedule((*sigmas, 0.0), tuple(MODEL_TIME_SCALE * sigma for sigma in sigmas))
+
+
+def _along(times: Sequence[float], steps: int, shift: float) -> Schedule:
+    return listed_schedule(times, shift) if times else euler_schedule(steps, shift)
+
+
 def _finish_step(on_step: OnStep | None, index: int, sample: Tensor) -> Tensor:
     replaced = on_step(index, sample) if on_step else None
     return sample if replaced is None else replaced
@@ -73,13 +90,36 @@ def _log_snr(sigma: float) -> float:
 
 
 def euler(velocity: Velocity, noise: Float[Tensor, "..."], *, steps: int, shift: float,
-          on_step: OnStep | None = None) -> Float[Tensor, "..."]:
-    """First-order Euler steps x += (sigma_next - sigma) * v; musubi-tuner's "vanilla", OmniAvatar's sampler."""
-    schedule = euler_schedule(steps, shift)
+          on_step: OnStep | None = None, times: Sequence[float] = ()) -> Float[Tensor, "..."]:
+    """First-order Euler steps x += (sigma_next - sigma) * v; musubi-tuner's "vanilla", OmniAvatar's sampler.
+
+    `times`: those of a distilled model in place of `steps`; LightX2V's way with Wan 2.2.
+    """
+    schedule = _along(times, steps, shift)
     sample = noise
     for i, timestep in enumerate(schedule.timesteps):
         sigma, following = schedule.sigmas[i], schedule.sigmas[i + 1]
         sample = sample + (following - sigma) * velocity(sample, sigma, timestep)
+        sample = _finish_step(on_step, i, sample)
+    return sample
+
+
+def lcm(velocity: Velocity, noise: Float[Tensor, "..."], *, steps: int, shift: float,
+        on_step: OnStep | None = None, times: Sequence[float] = (),
+        fresh: Callable[[int], Tensor] | None = None) -> Float[Tensor, "..."]:
+    """Each step goes to the data that the velocity points at, and back to the next sigma with fresh noise.
+
+    x = (1 - sigma_next) * (x - sigma * v) + sigma_next * fresh(i): LightX2V's way with Wan 2.1, and how the models of
+    self-forcing distillation were trained. `fresh` gives the noise of step i (default: of a fixed seed).
+    """
+    schedule = _along(times, steps, shift)
+    sample = noise
+    for i, timestep in enumerate(schedule.timesteps):
+        sigma, following = schedule.sigmas[i], schedule.sigmas[i + 1]
+        sample = data_from_velocity(sample, velocity(sample, sigma, timestep), sigma)
+        if following > 0:
+            drawn = fresh(i) if fresh else torch.randn(noise.shape, generator=generator(0, "lcm", i))
+            sample = mix(sample, drawn.to(sample), following)
         sample = _finish_step(on_step, i, sample)
     return sample
 
@@ -167,12 +207,14 @@ SOLVERS: dict[str, Solver] = {
     "dpm++": dpmpp,
     "euler": euler,
     "vanilla": euler,
+    "lcm": lcm,
 }
 SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {
     "unipc": unipc_schedule,
     "dpm++": dpmpp_schedule,
     "euler": euler_schedule,
     "vanilla": euler_schedule,
+    "lcm": euler_schedule,
 }
 
 

@@ -1,22 +1,17 @@
-"""TeaCache: the DiT's blocks are skipped while the step's time changes little, and their last effect is used again.
+"""TeaCache: the DiT's blocks are skipped while the step's time changes little.
 
 Source: arXiv 2411.19108 and its Wan 2.1 port (`TeaCache4Wan2.1`), as OmniAvatar uses it, but with the coefficients of
 the model that runs and one state for each pass of guidance.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from jaxtyping import Float
 import numpy as np
 from torch import Tensor
 
-from common.logs import get_logger
-from wan.modules.dit import WanDiT
+from inference.step_cache import Look, Rule
 from wan.variants import Variant
-
-log = get_logger(__name__)
 
 COEFFICIENTS: dict[str, tuple[float, ...]] = {
     "Wan2.1-T2V-1.3B": (-5.21862437e+04, 9.23041404e+03, -5.28275948e+02, 1.36987616e+01, -4.99875664e-02),
@@ -40,15 +35,19 @@ def coefficients_for(variant: Variant, size: tuple[int, int]) -> str:
 
 
 @dataclass
-class Skipping:
-    """Decides for one pass of one chunk, step after step, whether its blocks are skipped."""
+class TeaCache(Rule):
+    """Skips while the summed change of the time modulation, brought to that of the blocks' output, is small."""
 
     threshold: float
     coefficients: Sequence[float]
     _before: Tensor | None = None
     _drift: float = 0.0
 
-    def skips(self, modulation: Tensor, *, is_last: bool) -> bool:
+    def skips(self, look: Look) -> bool:
+        """As `decide`, by the step's modulation."""
+        return self.decide(look.modulation, is_last=look.step.index == look.step.count - 1)
+
+    def decide(self, modulation: Tensor, *, is_last: bool) -> bool:
         """Whether this step may do without its blocks. The first and the last step are always computed.
 
         The polynomial of mean|change| / mean|before| is added up, and begun anew when it reaches the threshold.
@@ -63,48 +62,3 @@ class Skipping:
             return True
         self._drift = 0.0
         return False
-
-
-@dataclass
-class TeaCache:
-    """One chunk's cache: a decision and the blocks' last effect for each pass."""
-
-    threshold: float
-    coefficients: Sequence[float]
-    last_timestep: float
-    """Model time of the last step, which is always computed."""
-    passes: dict[str, tuple[Skipping, Tensor | None]] = field(default_factory=dict)
-    computed: int = 0
-    skipped: int = 0
-
-    def through(self, name: str, tokens: Float[Tensor, "B M D"], modulation: Tensor, timestep: float,
-                blocks: Callable[[Tensor], Tensor]) -> Float[Tensor, "B M D"]:
-        """The tokens after the blocks of pass `name`, computed or with the effect of the last computed step."""
-        skipping, effect = self.passes.get(name) or (Skipping(self.threshold, self.coefficients), None)
-        skips = skipping.skips(modulation, is_last=timestep == self.last_timestep)
-        if skips and effect is not None:
-            self.skipped += 1
-            return tokens + effect
-        result = blocks(tokens)
-        self.computed += 1
-        self.passes[name] = (skipping, result - tokens)
-        return result
-
-    def tell(self) -> None:
-        """One line about how much was skipped."""
-        log.info("TeaCache: %d of %d model calls skipped their blocks", self.skipped, self.skipped + self.computed)
-
-
-def run_with_cache(dit: WanDiT, cache: TeaCache | None, name: str, timestep: float, *inputs: Any, **named: Any
-                   ) -> Float[Tensor, "B C F H W"]:
-    """`dit(*inputs, **named)` for the pass `name`, its blocks through `cache` where there is one."""
-    if cache is None:
-        return dit(*inputs, pass_name=name, **named)
-    tokens, shared = dit.embed(*inputs, pass_name=name, **named)
-
-    def blocks(hidden: Tensor) -> Tensor:
-        for i in range(len(dit.blocks)):
-            hidden = dit.run_block(i, hidden, shared)
-        return hidden
-
-    return dit.head(cache.through(name, tokens, shared.forward.modulation, timestep, blocks), shared)

@@ -10,13 +10,13 @@ from common.timebase import floor_frame_count, is_valid_frame_count
 from dataset.schema import AudioShort
 from wan.audio_presets import PRESETS, PresetName, Scope, parse_loudness
 from wan.encoders.specs import NullText
+from wan.text_storage import FP8_T5_DIFFERS, FP8_T5_HELP
 from wan.variants import TASKS
 
 _EVERY_SCRIPT = (
     Foreign("skip_existing", "accepted", "entries that are fresh are always skipped, by content and not by name; "
             "--force encodes everything again"),
     Foreign("keep_cache", "accepted", "cache files are never deleted unasked; --prune removes those that nothing uses"),
-    Foreign("num_workers", "accepted", "clips are decoded one at a time"),
 )
 
 
@@ -45,10 +45,23 @@ class LatentSettings(CacheSettings):
     clip: Path | None = flag(None, "CLIP weights (models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth); "
                                    "needed for Wan 2.1 image-to-video and first-last-frame models")
     clip_dtype: str = flag("float32", "precision of CLIP")
+    vae_compile: bool = flag(False, "compile the VAE (CUDA): a minute or more for each size of clips, then a quarter "
+                                    "faster; worth it from some hundred clips a size")
+    num_workers: int | None = flag(
+        None, "processes that read and resize clips while others are encoded; 0: none, each clip is read in its turn "
+              "(default: the processor's cores but one, at most 16, when encoding on CUDA; else 0)",
+        differs="the default is 0 where the CPU encodes: it has no core to spare")
+    batch_size: int = flag(1, "clips of one size and length that are encoded together: helps small and short clips on "
+                              "a large GPU; a batch that does not fit is encoded one by one",
+                           differs="it is a number of clips of equal size and length; the default is 1")
 
     def problems(self) -> Iterable[str]:
         """An image-to-video task needs CLIP."""
         task = TASKS[self.task] if self.task else None
+        if self.num_workers is not None and self.num_workers < 0:
+            yield f"--num_workers {self.num_workers}: give 0 or more."
+        if self.batch_size < 1:
+            yield f"--batch_size {self.batch_size}: give 1 or more."
         if task is not None and task.uses_clip and self.clip is None:
             yield f"--task {self.task} needs --clip: its model looks at the first picture through CLIP."
         if self.clip is not None and task is not None and task.family == "t2v":
@@ -57,7 +70,6 @@ class LatentSettings(CacheSettings):
 
 LATENT_FOREIGN = (
     *_EVERY_SCRIPT,
-    Foreign("batch_size", "accepted", "clips are encoded one at a time, so that one broken clip costs only itself"),
     Foreign("debug_mode", "coming", "look at the clips with any player until then; the summary lists every crop"),
     Foreign("console_width", "coming", "belongs to --debug_mode"),
     Foreign("console_back", "coming", "belongs to --debug_mode"),
@@ -76,15 +88,24 @@ class TextSettings(CacheSettings):
         None, "spiece.model, or the folder that holds it (default: inside ComfyUI's file, beside the weights, in "
               "google/umt5-xxl/ there, or the hub cache; nothing is downloaded)")
     t5_dtype: str = flag("bfloat16", "precision of umT5: bfloat16 is Wan's own")
+    fp8_t5: bool = flag(False, FP8_T5_HELP, differs=FP8_T5_DIFFERS)
     null_text: NullText = flag(
         "empty", "what training shows in place of a caption that it drops (--text_dropout): the empty prompt, or the "
                  "negative one of audio-driven generation (OmniAvatar's); stored beside every caption")
+    batch_size: int = flag(
+        1, "captions of about one length that are encoded together, which is faster on a GPU; their numbers then "
+           "differ by rounding from those of one by one",
+        differs="the default is 1, each caption by itself; more changes its numbers by rounding")
+
+    def problems(self) -> Iterable[str]:
+        """A batch has at least one caption."""
+        if self.batch_size < 1:
+            yield f"--batch_size {self.batch_size}: give 1 or more."
 
 
 TEXT_FOREIGN = (
     *_EVERY_SCRIPT,
-    Foreign("batch_size", "accepted", "captions are encoded one at a time"),
-    Foreign("fp8_t5", "coming", "give ComfyUI's fp8 file to --t5 (it is read), or encode on the CPU with --device cpu"),
+    Foreign("num_workers", "accepted", "captions need no decoding"),
 )
 
 
@@ -159,6 +180,7 @@ class ConditionSettings(AudioChoice, LatentSettings):
     t5: Path | None = flag(None, "umT5-XXL weights, for the feature text")
     tokenizer: Path | None = flag(None, "spiece.model for umT5")
     t5_dtype: str = flag("bfloat16", "precision of umT5")
+    fp8_t5: bool = flag(False, FP8_T5_HELP, differs=FP8_T5_DIFFERS)
     null_text: NullText = flag("empty", "what training shows in place of a caption that it drops")
     wav2vec: Path | None = flag(None, "folder of the audio encoder, for the feature audio")
     features: list[str] = flag(required=True, help="features to encode, for example: latents text audio")

@@ -40,7 +40,10 @@ class ModelFiles:
     wav2vec: Path | None = None
     tokenizer: Path | None = None
     vae_dtype: str = "float32"
+    vae_compile: bool = False
     t5_dtype: str = "bfloat16"
+    fp8_t5: bool = False
+    """Whether umT5's linears are held as float8."""
     clip_dtype: str = "float32"
     device: str = "cpu"
     given: Given = "first"
@@ -110,21 +113,25 @@ def _vae(files: ModelFiles) -> LazyModel:
 
     def load() -> Any:
         from wan import load_vae
+        from wan.memory.vae_speed import speed_up, usual_speed
 
-        return load_vae(_there(files.vae), dtype=dtype, device=files.device)
+        vae = load_vae(_there(files.vae), dtype=dtype, device=files.device)
+        return speed_up(vae, usual_speed(files.device, dtype, compiled=files.vae_compile))
     return LazyModel(load, dtype=dtype)
 
 
 def _text_encoder(files: ModelFiles) -> LazyModel:
     from wan.encoders.text import tokenizer_for
+    from wan.memory.fp8 import Fp8Settings
 
-    dtype = parse_dtype(files.t5_dtype)
+    dtype, fp8 = parse_dtype(files.t5_dtype), Fp8Settings() if files.fp8_t5 else None
 
     def load() -> Any:
         from wan import load_text_encoder
 
-        return load_text_encoder(_there(files.t5), tokenizer=files.tokenizer, dtype=dtype, device=files.device)
-    return LazyModel(load, dtype=dtype, tokenizer=tokenizer_for(_there(files.t5), files.tokenizer))
+        return load_text_encoder(_there(files.t5), tokenizer=files.tokenizer, dtype=dtype, device=files.device,
+                                 fp8=fp8)
+    return LazyModel(load, dtype=dtype, fp8=fp8, tokenizer=tokenizer_for(_there(files.t5), files.tokenizer))
 
 
 def _image_encoder(files: ModelFiles) -> LazyModel:

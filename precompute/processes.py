@@ -11,6 +11,11 @@ def process_index() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def processes_here() -> int:
+    """Processes of the launch on this machine; they share its cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+
+
 def gather(value: T) -> list[T]:
     """The values of all processes, by rank; waits for the slowest. Uses no group when there is one process only."""
     if process_index()[1] == 1:

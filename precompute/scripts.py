@@ -12,7 +12,10 @@ from precompute.config import (
     LatentSettings,
     TextSettings,
 )
+from precompute.encoding import ONE_BY_ONE, Handling
+from precompute.loading import usual_workers
 from precompute.models import AudioOptions, ModelFiles
+from precompute.processes import processes_here
 from wan.audio_presets import find_preset
 from wan.encoders.features.audio import ChunkPadding
 from wan.encoders.specs import SILENCE, VAD, Given
@@ -30,14 +33,17 @@ def run_latents(settings: LatentSettings) -> int:
     if family == "fun_control":
         features.append("control_latents")
     return _run(features, settings, ModelFiles(
-        vae=settings.vae, clip=settings.clip, vae_dtype=settings.vae_dtype, clip_dtype=settings.clip_dtype,
-        device=pick_device(settings.device), given=_given(family)))
+        vae=settings.vae, clip=settings.clip, vae_dtype=settings.vae_dtype, vae_compile=settings.vae_compile,
+        clip_dtype=settings.clip_dtype,
+        device=pick_device(settings.device), given=_given(family)), _handling(settings))
 
 
 def run_text(settings: TextSettings) -> int:
     """Caption features; the exit code."""
     return _run(["text"], settings, ModelFiles(t5=settings.t5, tokenizer=settings.tokenizer, t5_dtype=settings.t5_dtype,
-                                               null_text=settings.null_text, device=pick_device(settings.device)))
+                                               fp8_t5=settings.fp8_t5, null_text=settings.null_text,
+                                               device=pick_device(settings.device)),
+                Handling(batch_size=settings.batch_size))
 
 
 def run_audio(settings: AudioSettings) -> int:
@@ -66,15 +72,24 @@ def run_conditions(settings: ConditionSettings) -> int:
     family = TASKS[settings.task].family if settings.task else None
     return _run(settings.features, settings, ModelFiles(
         vae=settings.vae, t5=settings.t5, clip=settings.clip, wav2vec=settings.wav2vec, tokenizer=settings.tokenizer,
-        vae_dtype=settings.vae_dtype, t5_dtype=settings.t5_dtype, clip_dtype=settings.clip_dtype,
+        vae_dtype=settings.vae_dtype, vae_compile=settings.vae_compile,
+        t5_dtype=settings.t5_dtype, clip_dtype=settings.clip_dtype,
         device=pick_device(settings.device), given=_given(family), audio=audio_options(settings),
-        null_text=settings.null_text))
+        fp8_t5=settings.fp8_t5, null_text=settings.null_text), _handling(settings))
 
 
 def _given(family: str | None) -> Given:
     return "first_last" if family == "flf2v" else "first"
 
 
-def _run(features: Sequence[str], settings: CacheSettings, models: ModelFiles) -> int:
+def _handling(settings: LatentSettings) -> Handling:
+    """Workers and batches, from the flags."""
+    workers = settings.num_workers
+    if workers is None:
+        workers = usual_workers(pick_device(settings.device), processes_here())
+    return Handling(workers, settings.batch_size)
+
+
+def _run(features: Sequence[str], settings: CacheSettings, models: ModelFiles, handling: Handling = ONE_BY_ONE) -> int:
     return exit_code(run(features, settings.dataset_config, models=models, force=settings.force, prune=settings.prune,
-                         audio_short=settings.audio_short))
+                         audio_short=settings.audio_short, handling=handling))

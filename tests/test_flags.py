@@ -17,6 +17,7 @@ VALUES: dict[str, list[str]] = {
     "max_timestep": ["900"], "min_timestep": ["100"], "output_name": ["mine"],
     "metadata_reso": ["832,480"], "attn_mode": ["sdpa"],
     "network_dropout": ["0.1"], "num_timestep_buckets": ["4"], "save_path": ["out.mp4"], "video_length": ["81"],
+    "cfg_skip_mode": ["early"],
 }
 """Values for flags whose type alone does not give a good one."""
 COMPANIONS: dict[str, list[str]] = {
@@ -28,6 +29,8 @@ COMPANIONS: dict[str, list[str]] = {
     "sample_every_n_epochs": ["--sample_prompts", "prompts.txt"],
     "sample_at_first": ["--sample_prompts", "prompts.txt"],
     "lora_multiplier": ["--lora_weight", "x.safetensors"],
+    "cfg_skip_mode": ["--cfg_apply_ratio", "0.7"],
+    "cfg_apply_ratio": ["--cfg_skip_mode", "late"],
 }
 """Flags that mean something only beside another."""
 

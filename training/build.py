@@ -25,6 +25,7 @@ from training.checkpoints import CheckpointPlan, Checkpoints
 from training.clips import EpochBatches, digest, sizes_of
 from training.config import OptimiserSection, TrainConfig
 from training.estimate import tell_estimate
+from training.fitting import attach, fp8_of, need_of, tell_need
 from training.guard import Guard
 from training.job import JobSettings, VideoJob
 from training.launch import (
@@ -37,6 +38,7 @@ from training.launch import (
     with_seed,
 )
 from training.loop import Loop, LoopSettings
+from training.memory_choice import decide
 from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import NetworkWriter, averaged
 from training.parallel import Processes
@@ -57,8 +59,7 @@ from training.timesteps import unread_settings
 from training.validation import Validation, ValidationSettings, chosen, default_distance
 from training.watching import run_summary, watchers
 import wan
-from wan.memory.checkpointing import enable_checkpointing
-from wan.memory.fp8 import Fp8Settings
+from wan.memory.swap import spread
 from wan.modules.dit import WanDiT
 
 log = get_logger(__name__)
@@ -102,6 +103,7 @@ def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes,
     facts = facts_of(config, batches, start.record.run_id, phases_content(plan, batches, timestep_settings(config)))
     if start.state is not None:
         check_change(start, facts, config.state)
+    config = decide(config, plan, batches)
     if config.preflight.is_wanted:
         estimated = batches
         if plan.phases:
@@ -245,14 +247,15 @@ def load_base(config: TrainConfig, plan: Plan, device: torch.device) -> WanDiT:
     """The frozen DiT on `device`, with base weights merged, stored and run as the settings say."""
     speed = config.speed
     dtype = base_dtype(speed, device)
-    fp8 = Fp8Settings() if speed.uses_fp8 or plan.is_stored_in_fp8 else None
+    fp8 = fp8_of(speed, is_stored_in_fp8=plan.is_stored_in_fp8)
     if plan.is_stored_in_fp8 and not speed.uses_fp8:
         log.info("the base's file is float8 and stays so (half the memory of bfloat16; the numbers are the same).")
     started = time.monotonic()
-    dit = wan.load_dit(config.data.dit, dtype=dtype, device=device, transform=plan.merge, fp8=fp8)
+    tell_need(need_of(config, plan, dtype, fp8))
+    dit = wan.load_dit(config.data.dit, dtype=dtype, device=device, transform=plan.merge, fp8=fp8,
+                       blocks_on_cpu=spread(config.small_card.blocks_to_swap, plan.variant.layers))
     dit.set_attention(speed.attention)
-    if speed.gradient_checkpointing:
-        enable_checkpointing(dit)
+    attach(config, dit)
     log.info("base %s: %s model, %d wide, %d blocks, %s%s on %s, read in %s", config.data.dit.name,
              plan.variant.family, plan.variant.dim, plan.variant.layers, dtype_name(dtype),
              " with float8 block weights" if fp8 else "", device, duration(time.monotonic() - started))

@@ -14,8 +14,10 @@ from training.phase_settings import PhaseSection
 from training.preview_settings import PreviewSection
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
+from training.small_card_settings import SmallCardSection
 from training.state_settings import StateSection
 from training.validation_settings import ValidationSection
+from wan.memory.policy_names import policy_problems
 from wan.variants import TASKS, find_task
 
 TIMESTEP_RULES = ("sigma", "uniform", "sigmoid", "shift", "flux_shift", "flux2_shift", "ideogram4_shift", "qwen_shift",
@@ -82,8 +84,24 @@ class SpeedSection(Section):
                           differs="block weights with scales (musubi-tuner's --fp8_base --fp8_scaled); norms, "
                                   "embeddings and head stay as they are")
     fp8_scaled: bool = flag(False, "the same as --fp8_base here; musubi-tuner wants both")
+    fp8_fast: bool = flag(False, "multiply in float8 too, forward and backward, on GPUs that have units for it (RTX "
+                                 "40, H100 and later): faster, less exact (docs/performance.md); stores float8 too",
+                          differs="in training too; weights keep one scale each")
     gradient_checkpointing: bool = flag(False, "keep only the input of each block and compute the block again in the "
                                                "backward pass: far less memory, a third more time")
+    memory: str | None = flag(
+        None, "how blocks save memory for the backward pass: none (everything is kept), matmuls (products are kept), "
+              "attention (self-attention is kept), full (all is computed again, as --gradient_checkpointing), a mix "
+              "such as matmuls:15,attention, or auto: the fastest that fits on this GPU, with block swap where it must "
+              "be (docs/performance.md)")
+    compile: bool = flag(False, "compile the blocks (on a GPU that is the default); the first step of each size takes "
+                                "a minute longer, the others a fifth to a third less",
+                         differs="on by default on a GPU, a block at a time and whole; where a block cannot be "
+                                 "compiled it runs uncompiled and one line says why")
+    no_compile: bool = flag(False, "leave the blocks uncompiled on a GPU too")
+    compile_backend: str = flag("inductor", "torch.compile's backend")
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = flag(
+        None, "torch.compile's mode (default: default)")
     sdpa: bool = flag(False, "attention by torch (this is the default)")
     flash_attn: bool = flag(False, "attention by the flash-attn package")
     attn_mode: str | None = flag(None, "attention by name (default: sdpa, torch's own choice of kernel)",
@@ -99,6 +117,12 @@ class SpeedSection(Section):
             yield f"--attn_mode, --sdpa and --flash_attn name {' and '.join(sorted(chosen))}. Give one."
         if self.mixed_precision == "fp16":
             yield FP16_REFUSED
+        if self.compile and self.no_compile:
+            yield "--compile and --no_compile contradict each other. Give one."
+        if self.memory is not None and self.gradient_checkpointing:
+            yield "--gradient_checkpointing is --memory full. Give one of the two."
+        if self.memory not in (None, "auto"):
+            yield from policy_problems(self.memory)
 
     @property
     def attention(self) -> str:
@@ -108,7 +132,16 @@ class SpeedSection(Section):
     @property
     def uses_fp8(self) -> bool:
         """Whether the base's block weights are held as float8."""
-        return self.fp8_base or self.fp8_scaled
+        return self.fp8_base or self.fp8_scaled or self.fp8_fast
+
+    @property
+    def activations(self) -> str:
+        """Activation policies as text; `auto` is not decided yet."""
+        return self.memory or ("full" if self.gradient_checkpointing else "none")
+
+    def compiles(self, device: str) -> bool:
+        """Whether blocks are compiled on a device of this type."""
+        return not self.no_compile and (self.compile or device == "cuda")
 
 
 FP16_REFUSED = ("--mixed_precision fp16 is not offered: Wan's activations overflow float16 and small gradients vanish "
@@ -281,6 +314,7 @@ class TrainConfig(Section):
     noise: NoiseSection
     regions: RegionSection
     speed: SpeedSection
+    small_card: SmallCardSection
     saving: SavingSection
     state: StateSection
     validation: ValidationSection

@@ -20,6 +20,7 @@ from training.clips import EpochBatches
 from training.config import TrainConfig
 from training.disk_estimate import Disk, FileCounts, count_files, free_bytes
 from training.estimate_report import Figures, Room, ValidationCost, as_text, options_text
+from training.fitting import fp8_of
 from training.flops import flops
 from training.launch import base_dtype
 from training.loop import LoopSettings
@@ -28,7 +29,6 @@ from training.preflight import Plan
 from training.step_time import Size, Speed, speed
 from training.trial import Recipe, StepInputs, inputs_of
 from training.validation import chosen, default_distance, passes_of
-from wan.memory.fp8 import Fp8Settings
 from wan.weights.dit import inspect_dit
 
 log = get_logger(__name__)
@@ -49,7 +49,7 @@ def tell_estimate(config: TrainConfig, plan: Plan, batches: EpochBatches, *, len
         figures = _estimate(config, plan, batches, length=length, checkpoints=checkpoints, done=done)
         log.info("%s", as_text(figures))
         if figures.is_too_much:
-            recipe, inputs = _recipe(config, plan, is_gpu=figures.memory.is_gpu), _read(figures.largest, plan)
+            recipe, inputs = recipe_of(config, plan, is_gpu=figures.memory.is_gpu), _read(figures.largest, plan)
             found = [*savings(recipe, inputs), *_fewer_frames(recipe, figures, plan)]
             log.warning("%s", options_text(figures, found))
     batches.processes.wait()
@@ -59,7 +59,7 @@ def tell_estimate(config: TrainConfig, plan: Plan, batches: EpochBatches, *, len
 def _estimate(config: TrainConfig, plan: Plan, batches: EpochBatches, *, length: LoopSettings,
               checkpoints: CheckpointPlan, done: int) -> Figures:
     device = batches.processes.device
-    recipe = _recipe(config, plan, is_gpu=_is_for_gpu(config, plan, device))
+    recipe = recipe_of(config, plan, is_gpu=_is_for_gpu(config, plan, device))
     patch = plan.variant.patch
     sizes = sorted(_sampled(batches, patch), key=_load, reverse=True)
     # Random lengths may not draw the longest in one epoch; memory must do for it.
@@ -77,14 +77,22 @@ def _estimate(config: TrainConfig, plan: Plan, batches: EpochBatches, *, length:
         disk=_disk(config, memory, checkpoints, steps=steps, per_epoch=length.steps_per_epoch(batches.per_epoch)))
 
 
-def _recipe(config: TrainConfig, plan: Plan, *, is_gpu: bool) -> Recipe:
+def largest_inputs(plan: Plan, batches: EpochBatches) -> StepInputs:
+    """A batch of the largest size that the run may be shown, as the model sees it."""
+    found = max(_sampled(replace(batches, min_frames=None), plan.variant.patch), key=_load)
+    return _read(found, plan)
+
+
+def recipe_of(config: TrainConfig, plan: Plan, *, is_gpu: bool) -> Recipe:
     """What of the settings decides memory and speed."""
     network, settings, speed_ = config.network, config.optimiser, config.speed
-    stores_fp8 = speed_.uses_fp8 or plan.is_stored_in_fp8
     return Recipe(
         variant=plan.variant, dtype=base_dtype(speed_, torch.device("cuda" if is_gpu else "cpu")), is_gpu=is_gpu,
-        fp8=Fp8Settings() if stores_fp8 else None, checkpointing=speed_.gradient_checkpointing,
-        attention=speed_.attention, network_module=network.network_module, network_dim=network.network_dim,
+        fp8=fp8_of(speed_, is_stored_in_fp8=plan.is_stored_in_fp8), activations=speed_.activations,
+        compiled=speed_.compiles("cuda" if is_gpu else "cpu"),
+        swapped=config.small_card.blocks_to_swap, ring=config.small_card.block_swap_ring_size,
+        offloads=config.small_card.gradient_checkpointing_cpu_offload, attention=speed_.attention,
+        network_module=network.network_module, network_dim=network.network_dim,
         network_alpha=network.network_alpha, network_dropout=network.network_dropout,
         network_args=tuple(plan.arguments.items()), sizes_from=plan.start if network.dim_from_weights else None,
         conditions=tuple((name, tuple(one.settings_text().items())) for name, one in plan.conditions.items()),

@@ -4,14 +4,14 @@ from common.config import Foreign
 
 _STATES = "states are saved by the clock and few of them stay: --save_last_n_states (2)"
 _EXPERTS = "models with two experts (Wan 2.2) come later; give the one DiT of a Wan 2.1 model to --dit"
-_COMPILE = "compilation comes with the work on speed; results are the same without it"
-_SWAP = "block swap comes with the work on memory; --fp8_base and --gradient_checkpointing save memory today"
-_DYNAMO = "musubi-tuner's older route through accelerate; leave it out (--compile comes with the work on speed)"
+_STATIC = "each size has a graph of its own, which is the fastest"
+_WHOLE = "a block is always compiled whole"
+_GRAPHS = "the limit is 256 graphs; a bucket takes two or three"
+_DYNAMO = "musubi-tuner's older route through accelerate; leave it out (--compile does it)"
 _NO_DDP = "gradients are summed in one bucket without DistributedDataParallel, so there is nothing to tune"
 _HUB = "nothing is uploaded from here; leave it out and use 'hf upload' on --output_dir when you want to share"
 
 FOREIGN = (
-    Foreign("fp8_t5", "accepted", "previews read every text once at the start and free umT5 before the DiT is loaded"),
     Foreign("vae_cache_cpu", "accepted", "previews decode a few frames at a time, and between them the VAE lies in the "
                                          "CPU's memory"),
     Foreign("one_frame", "refused", "one-frame previews belong to FramePack models, which OmniTuner does not train"),
@@ -24,23 +24,16 @@ FOREIGN = (
     Foreign("sage_attn", "refused", "SageAttention has no backward pass (musubi-tuner refuses it in training too); "
                                     "use --sdpa"),
     Foreign("split_attn", "accepted", "the samples of a batch are equally long, so attention needs no mask"),
-    Foreign("compile", "coming", _COMPILE),
-    Foreign("compile_backend", "coming", _COMPILE),
-    Foreign("compile_mode", "coming", _COMPILE),
-    Foreign("compile_dynamic", "coming", _COMPILE),
-    Foreign("compile_fullgraph", "coming", _COMPILE),
-    Foreign("compile_cache_size_limit", "coming", _COMPILE),
+    Foreign("compile_dynamic", "accepted", _STATIC),
+    Foreign("compile_fullgraph", "accepted", _WHOLE),
+    Foreign("compile_cache_size_limit", "accepted", _GRAPHS),
     Foreign("dynamo_backend", "refused", _DYNAMO),
     Foreign("dynamo_mode", "refused", _DYNAMO),
     Foreign("dynamo_fullgraph", "refused", _DYNAMO),
     Foreign("dynamo_dynamic", "refused", _DYNAMO),
     Foreign("persistent_data_loader_workers", "accepted", "caches are read by threads, which live for the whole run"),
-    Foreign("gradient_checkpointing_cpu_offload", "coming", "offloading of activations comes with the work on memory; "
-                                                            "--gradient_checkpointing alone keeps one tensor a block"),
-    Foreign("blocks_to_swap", "coming", _SWAP),
-    Foreign("use_pinned_memory_for_block_swap", "coming", _SWAP),
-    Foreign("block_swap_h2d_only", "coming", _SWAP),
-    Foreign("block_swap_ring_size", "coming", _SWAP),
+    Foreign("use_pinned_memory_for_block_swap", "accepted", "swapped blocks always lie in page-locked memory"),
+    Foreign("block_swap_h2d_only", "accepted", "the base is frozen, so blocks are always copied one way"),
     Foreign("img_in_txt_in_offloading", "refused", "it belongs to HunyuanVideo"),
     Foreign("disable_numpy_memmap", "accepted", "weights are read one tensor at a time, without numpy"),
     Foreign("guidance_scale", "accepted", "it belongs to HunyuanVideo; Wan has no embedded guidance"),

@@ -15,7 +15,10 @@ from common.logs import get_logger
 from training.live_bytes import LiveBytes, counted_fakes, fake_like
 from training.optimizers import build_optimizer, optimizer_class
 from training.trial import Portions, Recipe, StepInputs, Trial, empty_dit, portions
+from wan.memory.estimate import Holding, memory_need
 from wan.memory.fp8 import Fp8Settings
+from wan.memory.planner import Step
+from wan.memory.policies import parse_policies
 
 log = get_logger(__name__)
 
@@ -109,10 +112,11 @@ def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = T
     The step is run with two or three of the blocks, and what a block more of each kind adds is added for all others;
     without `extrapolate`, with all of them. Validation needs no more: it keeps nothing for a backward pass.
     """
-    dit = empty_dit(recipe)
+    run = _runs_on_fakes(recipe)
+    dit = empty_dit(run)
     with _cheap_collections(), counted_fakes(recipe.is_gpu) as counter:
         steps = _Static(counter)
-        trial = Trial(recipe, lambda shape, dtype: torch.empty(shape, dtype=dtype), dit=dit, told=steps.note)
+        trial = Trial(run, lambda shape, dtype: torch.empty(shape, dtype=dtype), dit=dit, told=steps.note)
         batch = inputs.changed(fake_like)
         few = portions(trial.kinds()) if extrapolate else Portions(tuple(range(recipe.variant.layers)))
         trial.bucket.clear()
@@ -127,9 +131,43 @@ def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = T
         inputs_bytes = counter.live - steps.total - (state if not note else 0)
         saved = _saved(trial)
         activations = max(few.total(peak) + max(0, inputs_bytes), at_step)
-    return Memory(base=steps.parts["base"], network=steps.parts["network"], gradients=steps.parts["gradients"],
-                  optimizer=state, activations=round(activations), is_gpu=recipe.is_gpu, portions=few, saved=saved,
-                  average=steps.parts["average"], optimizer_note=note)
+    if run != recipe and recipe.is_gpu:
+        activations = _by_formula(recipe, inputs)
+    found = Memory(base=steps.parts["base"], network=steps.parts["network"], gradients=steps.parts["gradients"],
+                   optimizer=state, activations=round(activations), is_gpu=recipe.is_gpu, portions=few, saved=saved,
+                   average=steps.parts["average"], optimizer_note=note)
+    return with_host_memory(found, recipe, inputs)
+
+
+def with_host_memory(memory: Memory, recipe: Recipe, inputs: StepInputs) -> Memory:
+    """`memory` of the recipe without swapped blocks and offloading, less what these move to host memory.
+
+    The step peaks where the backward pass begins, when every input is kept.
+    """
+    samples, _, frames, height, width = inputs.latents.shape
+    depth, rows, columns = recipe.variant.patch
+    tokens = samples * (frames // depth) * (height // rows) * (width // columns) if recipe.checkpointing else 0
+    holding = Holding(recipe.dtype, recipe.fp8)
+    plain = memory_need(recipe.variant, holding, tokens)
+    moved = replace(holding, swapped=recipe.swapped, ring=recipe.ring, offloads=recipe.offloads)
+    small = memory_need(recipe.variant, moved, tokens)
+    return replace(memory, base=memory.base - plain.weights + small.weights + small.ring,
+                   activations=memory.activations - plain.kept + small.kept)
+
+
+def _runs_on_fakes(recipe: Recipe) -> Recipe:
+    """The recipe without what needs real tensors: compilers, and policies that look at single operations."""
+    policy = recipe.activations if recipe.activations in ("none", "full") else "full"
+    return replace(recipe, compiled=False, activations=policy)
+
+
+def _by_formula(recipe: Recipe, inputs: StepInputs) -> float:
+    """Activations of a compiled or selective step, by the planner's closed form."""
+    variant = recipe.variant
+    samples, _, *sizes = inputs.latents.shape
+    frames, height, width = (size // patch for size, patch in zip(sizes, variant.patch, strict=True))
+    step = Step(variant, samples * frames * height * width, recipe.compiled)
+    return float(step.activations(parse_policies(recipe.activations, variant.layers)))
 
 
 @contextmanager
@@ -225,11 +263,22 @@ def savings(recipe: Recipe, inputs: StepInputs) -> list[Saving]:
     """What each option that is not taken yet would make of it, and all of them together."""
     changes: dict[str, dict[str, Any]] = {}
     if not recipe.checkpointing:
-        changes["--gradient_checkpointing"] = {"checkpointing": True}
+        changes["--gradient_checkpointing"] = {"activations": "full"}
     if recipe.fp8 is None:
         changes["--fp8_base"] = {"fp8": Fp8Settings()}
     if recipe.optimizer_type.lower() in ("", "adamw") and find_spec("bitsandbytes") is not None:
         changes["--optimizer_type adamw8bit"] = {"optimizer_type": "adamw8bit", "optimizer_args": ()}
+    if recipe.checkpointing and not recipe.offloads:
+        changes["--gradient_checkpointing_cpu_offload"] = {"offloads": True}
+    if recipe.checkpointing and recipe.swapped < recipe.variant.layers > recipe.ring:
+        changes[f"--blocks_to_swap {recipe.variant.layers}"] = {"swapped": recipe.variant.layers}
     if len(changes) > 1:
         changes[" ".join(changes)] = {key: value for change in changes.values() for key, value in change.items()}
-    return [Saving(option, estimate_memory(replace(recipe, **change), inputs)) for option, change in changes.items()]
+    trials: dict[tuple[str, ...], Memory] = {}
+    found = []
+    for option, change in changes.items():
+        tried = {name: value for name, value in change.items() if name not in ("swapped", "offloads")}
+        if tuple(tried) not in trials:  # what moves to host memory is known without a trial
+            trials[tuple(tried)] = estimate_memory(replace(recipe, **tried, swapped=0, offloads=False), inputs)
+        found.append(Saving(option, with_host_memory(trials[tuple(tried)], replace(recipe, **change), inputs)))
+    return found

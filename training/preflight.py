@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from common.devices import pick_device
 from common.errors import ConfigError, NetworkFileError, UserError, raise_all
 from common.logs import get_logger
 from common.timebase import VAE_TEMPORAL_STRIDE
@@ -37,6 +38,7 @@ from training.showing import SOUND, Showing, resolve
 from training.timesteps import TimestepSettings, check_settings
 from wan.conditions.base import Condition
 from wan.conditions.registry import build_condition, find_condition, refuse_mixture
+from wan.memory.fp8 import require_fp8_compute
 from wan.modules.attention import check_backend
 from wan.modules.dit import WanDiT
 from wan.variants import Task, Variant, check_task, find_task
@@ -129,6 +131,8 @@ def check(config: TrainConfig) -> Plan:
             merge = merge_transform(config.data.merges, list(model.state_dict())) if config.data.merges else None
         with problems.collected():
             _check_start(start, config.network, arguments, model)
+        problems.found += [ConfigError(text) for text in config.small_card.problems_with(
+            model.variant.layers, config.speed.gradient_checkpointing)]
     problems.raise_found()
     assert model is not None and dataset is not None
     task = find_task(config.data.task)
@@ -179,6 +183,9 @@ def _check_settings(config: TrainConfig, problems: _Problems) -> None:
         check_writable(config.saving.output_dir)
     with problems.collected():
         check_backend(config.speed.attention)
+    with problems.collected():
+        if config.speed.fp8_fast:
+            require_fp8_compute(pick_device())
     with problems.collected():
         check_settings(timestep_settings(config))
     with problems.collected():

@@ -145,8 +145,10 @@ def base_request(config: TrainConfig, plan: Plan, device: torch.device) -> Gener
     values: dict[str, Any] = {
         "task": plan.task.name, "dit": config.data.dit, "device": str(device),
         "dit_dtype": dtype_name(base_dtype(speed, device)), "attn_mode": ATTENTION.get(speed.attention, "torch"),
-        "fp8_scaled": speed.uses_fp8, "infer_steps": settings.sample_infer_steps}
-    for name in ("vae", "t5", "tokenizer", "clip", "wav2vec", "vae_dtype", "t5_dtype", "clip_dtype"):
+        "fp8_scaled": speed.uses_fp8, "blocks_to_swap": config.small_card.blocks_to_swap,
+        "infer_steps": settings.sample_infer_steps}
+    for name in ("vae", "t5", "tokenizer", "clip", "wav2vec", "vae_dtype", "t5_dtype", "clip_dtype", "fp8_t5",
+                 "text_encoder_cpu"):
         values[name] = getattr(settings, name)
     return from_values(GenerationRequest, {name: value for name, value in values.items() if value is not None})
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.config import Section, flag
+from wan.text_storage import FP8_T5_DIFFERS, FP8_T5_HELP
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -37,6 +38,8 @@ class PreviewSection(Section):
                           differs="the default is float32, Wan's own precision; musubi-tuner's is bfloat16")
     t5_dtype: str = flag("bfloat16", "precision of umT5 in previews: bfloat16 is Wan's own", choices=DTYPES)
     clip_dtype: str = flag("float32", "precision of CLIP in previews", choices=DTYPES)
+    fp8_t5: bool = flag(False, FP8_T5_HELP, differs=FP8_T5_DIFFERS)
+    text_encoder_cpu: bool = flag(False, "read the previews' texts on the CPU, with nothing of umT5 on the GPU")
 
     def problems(self) -> Iterable[str]:
         """How often needs a what."""

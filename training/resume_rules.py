@@ -42,9 +42,12 @@ RULES: Mapping[str, Rule] = {
         "save_state", "save_state_on_train_end", "save_state_every_n_steps", "save_state_every_n_minutes",
         "save_last_n_states", "explosion_factor", "sample_prompts", "sample_every_n_steps", "sample_every_n_epochs",
         "sample_at_first", "sample_held_out", "sample_infer_steps", "vae", "t5", "tokenizer", "clip", "wav2vec",
-        "vae_dtype", "t5_dtype", "clip_dtype", "early_stopping_patience_steps", "early_stopping_patience_evals",
+        "vae_dtype", "t5_dtype", "clip_dtype", "blocks_to_swap", "block_swap_ring_size",
+        "gradient_checkpointing_cpu_offload", "fp8_t5", "text_encoder_cpu", "early_stopping_patience_steps",
+        "early_stopping_patience_evals",
         "early_stopping_min_delta", "early_stopping_metric", "save_best", "smi_every",
-        "loss_history_every_n_steps", "preflight", "dry_run", "preflight_device", "preflight_vram"), Rule.FREE),
+        "loss_history_every_n_steps", "memory", "compile", "no_compile", "compile_backend", "compile_mode", "preflight",
+        "dry_run", "preflight_device", "preflight_vram"), Rule.FREE),
     **dict.fromkeys(("max_train_steps", "max_train_epochs", "max_grad_norm", "cuda_allow_tf32"), Rule.TOLD),
     **dict.fromkeys(("dataset_config", "phases", "dit", "base_weights", "validation_split", "validation_count",
                      "validation_items", "validation_seed"), Rule.DATA),
@@ -57,7 +60,7 @@ RULES: Mapping[str, Rule] = {
         "lr_scheduler_min_lr_ratio", "lr_scheduler_type", "lr_scheduler_args", "prefix_frames", "prefix_weights",
         "prefix_dropout", "prefix_corruption", "audio_dropout", "text_dropout", "audio_text_dropout",
         "reference_dropout", "max_tokens", "random_length", "min_frames", "face_weight", "lip_weight",
-        "region_mixture", "ema_decay", "network_args"), Rule.FRESH),
+        "region_mixture", "ema_decay", "network_args", "fp8_fast"), Rule.FRESH),
     **dict.fromkeys(("task", "network_module", "network_dim", "network_alpha"), Rule.NEVER),
 }
 """By the flag's name; no flag is without one (tested)."""

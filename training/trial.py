@@ -27,8 +27,10 @@ from training.step import Draws
 from training.timesteps import TimestepSettings
 from wan.conditions.registry import build_condition, find_condition
 from wan.conditions.sound import AudioCondition
-from wan.memory.checkpointing import enable_checkpointing
+from wan.memory.blocks import run_blocks
 from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears
+from wan.memory.policies import parse_policies
+from wan.memory.swap import RING
 from wan.modules.block import Attention
 from wan.modules.dit import WanDiT
 from wan.variants import Variant
@@ -47,7 +49,14 @@ class Recipe:
     """Of the base."""
     is_gpu: bool
     fp8: Fp8Settings | None = None
-    checkpointing: bool = False
+    activations: str = "none"
+    """Policy of every block (`wan.memory.policies`); `full` is gradient checkpointing."""
+    compiled: bool = False
+    swapped: int = 0
+    """Blocks whose weights lie in host memory (`--blocks_to_swap`), and the buffers that they take turns in."""
+    ring: int = RING
+    offloads: bool = False
+    """Whether the inputs of recomputed blocks lie there too."""
     attention: str = "sdpa"
     network_module: str = "networks.lora_wan"
     network_dim: int | None = None
@@ -62,6 +71,11 @@ class Recipe:
     learning_rate: float = 1e-4
     has_average: bool = False
     """Whether an average of the weights is kept (`--ema_decay`)."""
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether every block is computed again."""
+        return self.activations == "full"
 
     @property
     def optimizer_runs_on_fakes(self) -> bool:
@@ -140,8 +154,9 @@ class Trial:
             for module in dit.modules():
                 if isinstance(module, Attention):
                     module.backend = recipe.attention
-        if recipe.checkpointing:
-            enable_checkpointing(dit)
+        if recipe.activations != "none" or recipe.compiled:
+            run_blocks(dit, parse_policies(recipe.activations, len(dit.blocks)), compiled=recipe.compiled,
+                       has_dropout=bool(recipe.network_dropout))
         with _quiet("networks"):
             self.network = self._network()
         if device.type != "cpu":  # fake modules cannot be moved, and need not be

@@ -18,6 +18,14 @@ log = get_logger(__name__)
 MISSED_FORGIVEN = 2
 """Pictures that may fail to come out of the decoder (hidden ones, or at a cut) before the file counts as damaged."""
 
+_threads: int | None = None
+
+
+def use_threads(count: int | None) -> None:
+    """Decode with so many threads in this process from now on; None: as many as there are cores. Pictures are equal."""
+    global _threads
+    _threads = count
+
 
 def decode_pictures(path: str | os.PathLike[str], scan: Scan, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     """RGB pictures ``[H W 3]`` uint8 as shown, one for each index in `wanted` (strictly ascending, into the time line).
@@ -83,6 +91,8 @@ def _decoded(path: str | os.PathLike[str], scan: Scan, first: int, seek_dts: int
     with open_media(path) as container:
         stream = need_pictures(path, container)
         stream.thread_type = "AUTO"
+        if _threads is not None:
+            stream.thread_count = _threads
         # Without this, decoders paint over damage and say nothing. HEVC says little even so, unless it carries hashes.
         stream.codec_context.options = {"err_detect": "crccheck+explode"}
         if seek_dts is not None:

@@ -61,9 +61,12 @@ def to_minus_one_one(frames: UInt8[np.ndarray, "*n h w 3"] | Float32[np.ndarray,
     """
     pictures = frames if frames.ndim == 4 else frames[None]
     channels_first = torch.from_numpy(np.ascontiguousarray(pictures.transpose(3, 0, 1, 2)))
-    if channels_first.dtype == torch.float32:
-        return channels_first
-    return channels_first.to(torch.float32).div_(127.5).sub_(1.0)
+    return channels_first if channels_first.dtype == torch.float32 else from_levels(channels_first)
+
+
+def from_levels(levels: UInt8[Tensor, "*any"]) -> Float32[Tensor, "*any"]:
+    """0…255 as float32 -1…1, on the device where the levels lie."""
+    return levels.to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def exact_frames(frames: UInt8[np.ndarray, "*n h w 3"], size: tuple[int, int],

@@ -68,3 +68,26 @@ def test_a_nan_stops_the_run_at_its_step():
 
     with pytest.raises(UserError, match="step 3 of 4 gave NaN"):
         denoise(velocity, NOISE, Sampling("euler", 4, 1.0), guidance=ClassifierFree(1.0))
+
+
+def test_a_nan_of_the_last_step_is_not_returned():
+    def velocity(x, sigma, timestep, one):
+        return x * (float("inf") if sigma < 0.3 else 1.0)
+
+    with pytest.raises(UserError, match="step 4 of 4 gave NaN"):
+        denoise(velocity, NOISE, Sampling("euler", 4, 1.0), guidance=ClassifierFree(1.0))
+
+
+def test_listed_times_are_what_the_model_is_called_with():
+    seen = []
+
+    def velocity(x, sigma, timestep, one):
+        seen.append((one.name, sigma, timestep))
+        return x
+
+    sampling = Sampling("lcm", 3, 5.0, times=(1000.0, 500.0, 250.0))
+    drawn = []
+    denoise(velocity, NOISE, sampling, guidance=ClassifierFree(1.0),
+            fresh=lambda step: drawn.append(step) or torch.zeros_like(NOISE))
+    assert seen == [("conditional", sigma, 1000 * sigma) for sigma in sampling.schedule.sigmas[:-1]]
+    assert drawn == [0, 1], "none after the last step"

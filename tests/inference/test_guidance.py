@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from inference.guidance import Chained, ClassifierFree, Scale, Step, TextThenAudio
+from inference.guidance import Chained, ClassifierFree, Scale, Step, TextThenAudio, is_guided
 
 STEP = Step(0, 1, 1.0)
 AUDIO = frozenset({"audio"})
@@ -139,3 +139,25 @@ def test_three_passes_of_a_generation_are_the_formula(ask_talking):
     expected = nothing + 3.0 * (with_text - nothing) + 2.0 * (only - with_text)
     torch.testing.assert_close(made(3.0, 2.0), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(made(3.0, 2.0), made(3.0, 2.0, "multitalk"), atol=1e-4)
+
+
+@pytest.mark.parametrize(("mode", "share", "steps"), [
+    # musubi-tuner prints A for a guided step and S for one without
+    ("early", 0.7, "SSSAAAAAAA"), ("late", 0.7, "AAAAAAASSS"), ("early_late", 0.5, "SSAAAAASSS"),
+    ("middle", 0.5, "AASSSSSAAA"), ("middle", 0.75, "AAASSSAAAA"), ("alternate", 0.5, "SASASASASA"),
+    ("alternate", 0.75, "SAAASAAASA"), ("late", 0.0, "SSSSSSSSSS"), ("early", 1.0, "AAAAAAAAAA"),
+    ("alternate", 1.0, "AAAAAAAAAA"), ("middle", 1.0, "AAAAAAAAAA"), ("late", 0.29, "AASSSSSSSS"),
+])
+def test_steps_without_guidance_are_musubis(mode, share, steps):
+    found = "".join("A" if is_guided(Step(i, 10, 0.5), mode, share) else "S" for i in range(10))
+    assert found == steps
+    guidance = ClassifierFree(Scale(5.0, skip=(mode, share)))
+    passes = [len(guidance.passes(Step(i, 10, 0.5))) for i in range(10)]
+    assert passes == [2 if step == "A" else 1 for step in steps]
+
+
+def test_without_guidance_three_passes_become_one():
+    scales = [Scale(value, skip=("late", 0.5)) for value in (4.0, 3.0)]
+    guidance = TextThenAudio(*scales, AUDIO)
+    assert [len(guidance.passes(Step(i, 4, 0.5))) for i in range(4)] == [3, 3, 1, 1]
+    assert value(guidance, Step(3, 4, 0.1)) == PREDICTIONS["conditional"].item()

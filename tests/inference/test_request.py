@@ -34,7 +34,7 @@ def test_musubi_spellings_are_read():
     (["--save_path", "x.webm"], "written as .mp4"),
     (["--attn_mode", "xformers"], "computes the same"),
     (["--guidance_scal", "3"], "nearest: '--guidance_scale'"),
-    (["--blocks_to_swap", "10"], "not here yet"),
+    (["--compile_args", "a"], "given this form up"),
 ])
 def test_wrong_settings_are_refused_with_the_remedy(words, message):
     with pytest.raises(ConfigError, match=message):

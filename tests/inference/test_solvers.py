@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 import torch
 
 from common.errors import ConfigError
-from inference.solvers import SCHEDULES, SOLVERS, find_solver
+from inference.solvers import SCHEDULES, SOLVERS, find_solver, listed_schedule
 
 CASES = [(name, steps, shift) for name in ("unipc", "dpm++") for steps, shift in ((4, 3.0), (10, 5.0), (25, 8.0))]
 
@@ -73,6 +73,38 @@ def test_euler_gives_the_model_exactly_a_thousand_sigma():
     SOLVERS["vanilla"](velocity, torch.ones(1), steps=7, shift=3.0)
     assert all(timestep == 1000 * sigma for sigma, timestep in times)
     assert len(times) == 7 and times[0] == (1.0, 1000.0)
+
+
+def test_listed_times_are_the_sigmas_of_lightx2v():
+    """Shift 5 by hand: 5s / (1 + 4s); other times by the table of 1000 shifted sigmas that LightX2V indexes."""
+    four = listed_schedule((1000, 750, 500, 250), 5.0)
+    assert four.sigmas == pytest.approx((1.0, 15 / 16, 5 / 6, 5 / 8, 0.0), abs=1e-15)
+    assert four.timesteps == pytest.approx((1000.0, 937.5, 2500 / 3, 625.0), abs=1e-12)
+    table = torch.linspace(1.0, 0.0, 1001)[:-1]
+    table = 3 * table / (1 + 2 * table)
+    times = (999, 757, 522, 3)
+    picked = [table[1000 - time].item() for time in times]
+    assert listed_schedule(times, 3.0).sigmas[:-1] == pytest.approx(picked, abs=1e-6)
+
+
+def test_euler_along_listed_times_equals_the_written_out_steps():
+    sample = SOLVERS["euler"](lambda x, sigma, timestep: x * timestep / 1000, torch.tensor(1.0, dtype=torch.float64),
+                              steps=4, shift=5.0, times=(1000, 750, 500, 250))
+    sigmas = (1.0, 15 / 16, 5 / 6, 5 / 8, 0.0)
+    expected = math.prod(1 + (after - now) * now for now, after in zip(sigmas, sigmas[1:], strict=False))
+    assert sample.item() == pytest.approx(expected, abs=1e-14)
+    evenly = SOLVERS["euler"](lambda x, sigma, timestep: x * sigma, torch.ones(2), steps=4, shift=5.0)
+    assert torch.equal(evenly, SOLVERS["euler"](lambda x, sigma, timestep: x * sigma, torch.ones(2), steps=1, shift=5.0,
+                                                times=(1000, 750, 500, 250))), "the even times, written out"
+
+
+def test_lcm_goes_to_the_data_and_back_with_fresh_noise():
+    drawn = {0: 0.5, 1: -2.0}
+    sample = SOLVERS["lcm"](lambda x, sigma, timestep: 0.1 * x, torch.tensor([3.0], dtype=torch.float64), steps=3,
+                            shift=1.0, times=(1000, 500, 250), fresh=lambda i: torch.tensor([drawn[i]]))
+    first = 0.5 * (3.0 - 1.0 * 0.3) + 0.5 * 0.5
+    second = 0.75 * (first - 0.5 * 0.1 * first) + 0.25 * -2.0
+    assert sample.item() == pytest.approx(second - 0.25 * 0.1 * second, abs=1e-14)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -5,8 +5,8 @@ from safetensors.torch import load_file
 import torch
 
 from inference import generate
-from inference.teacache import COEFFICIENTS, Skipping, TeaCache, coefficients_for, run_with_cache
-from tests.tiny_dit import tiny_dit, tiny_inputs, tiny_variant
+from inference.teacache import COEFFICIENTS, TeaCache, coefficients_for
+from tests.tiny_dit import tiny_variant
 
 
 def test_the_originals_decisions_are_met(golden):
@@ -18,8 +18,8 @@ def test_the_originals_decisions_are_met(golden):
         case, model, whole, fraction, _ = name.replace("1.3B", "1-3B").replace("Wan2.1", "Wan2-1").split(".")
         model = model.replace("1-3B", "1.3B").replace("Wan2-1", "Wan2.1")
         modulations = stored[f"{case}.t_mod"]
-        skipping = Skipping(float(f"{whole}.{fraction}"), COEFFICIENTS[model])
-        found = [skipping.skips(modulation, is_last=i == len(modulations) - 1)
+        rule = TeaCache(float(f"{whole}.{fraction}"), COEFFICIENTS[model])
+        found = [rule.decide(modulation, is_last=i == len(modulations) - 1)
                  for i, modulation in enumerate(modulations)]
         assert found == stored[name].bool().tolist(), name
 
@@ -33,26 +33,6 @@ def test_coefficients_are_those_of_the_model_that_runs(changes, size, name):
     assert coefficients_for(tiny_variant(**changes), size) == name
 
 
-def test_a_skipped_step_adds_the_blocks_last_effect():
-    dit = tiny_dit()
-    latents, _, text = tiny_inputs(1)
-    cache = TeaCache(1.0, (0.0, 0.0, 0.0, 0.0, 0.0), last_timestep=100.0)
-
-    def call(time: float, name: str = "conditional") -> torch.Tensor:
-        return run_with_cache(dit, cache, name, time, latents, torch.tensor([time]), text)
-
-    first = call(900.0)
-    assert torch.equal(first, dit(latents, torch.tensor([900.0]), text)), "the first step is computed"
-    other = call(800.0, "unconditional")
-    assert torch.equal(other, dit(latents, torch.tensor([800.0]), text)), "every pass has its own state"
-    skipped = call(800.0)
-    assert (cache.computed, cache.skipped) == (2, 1)
-    tokens, shared = dit.embed(latents, torch.tensor([800.0]), text)
-    torch.testing.assert_close(skipped, dit.head(tokens + cache.passes["conditional"][1], shared))
-    assert not torch.allclose(skipped, dit(latents, torch.tensor([800.0]), text))
-    assert torch.equal(call(100.0), dit(latents, torch.tensor([100.0]), text)), "the last step is computed"
-
-
 def test_a_generation_with_teacache_skips_alike_in_every_pass(ask_talking, caplog):
     settings = {"infer_steps": 8, "sample_solver": "euler", "guidance_scale": 3.0, "audio_scale": 2.0}
     plain = generate(ask_talking(**settings)).latents
@@ -62,3 +42,5 @@ def test_a_generation_with_teacache_skips_alike_in_every_pass(ask_talking, caplo
     skipped = int(line.split()[1])
     assert 0 < skipped <= 18 and skipped % 3 == 0, "three passes, first and last step computed"
     assert torch.equal(cached[:, 0], plain[:, 0]) and not torch.equal(cached, plain) and cached.isfinite().all()
+    again = generate(ask_talking(**settings, step_cache="teacache", step_cache_threshold=0.3)).latents
+    assert torch.equal(again, cached), "two spellings of one thing"

@@ -65,6 +65,14 @@ def test_touched_but_equal_clip_stays_fresh(data: Path, models: ModelFiles) -> N
     assert cache(data, models) == (0, 0, 8)
 
 
+def test_captions_in_float8_are_remembered_as_such(data: Path, models: ModelFiles) -> None:
+    assert cache(data, models, "text") == (2, 0, 0)
+    small = replace(models, fp8_t5=True)
+    assert cache(data, small, "text") == (2, 2, 0)
+    assert cache(data, small, "text") == (0, 0, 2)
+    assert cache(data, models, "text") == (2, 2, 0)
+
+
 def test_another_null_text_makes_the_captions_again_and_nothing_else(data: Path, models: ModelFiles) -> None:
     cache(data, models)
     paths = sorted((data / "cache").glob("*.text.safetensors"))

@@ -78,7 +78,7 @@ def test_what_stays_is_what_a_hand_counts() -> None:
 
 
 @pytest.mark.parametrize("recipe", [
-    PLAIN, replace(HEARING, checkpointing=True, is_gpu=True),
+    PLAIN, replace(HEARING, activations="full", is_gpu=True),
     replace(HEARING, fp8=Fp8Settings(), dtype=torch.bfloat16, is_gpu=True)],
     ids=["plain", "hearing, checkpointing, GPU", "hearing, fp8, GPU"])
 def test_adding_up_blocks_gives_the_whole_model(recipe: Recipe) -> None:
@@ -87,7 +87,7 @@ def test_adding_up_blocks_gives_the_whole_model(recipe: Recipe) -> None:
     assert len(added.portions.blocks) < 4 == len(whole.portions.blocks)
 
 
-@pytest.mark.parametrize("recipe", [PLAIN, replace(HEARING, checkpointing=True),
+@pytest.mark.parametrize("recipe", [PLAIN, replace(HEARING, activations="full"),
                                     replace(HEARING, dtype=torch.bfloat16, fp8=Fp8Settings())])
 def test_real_tensors_take_what_was_estimated(recipe: Recipe) -> None:
     estimated = estimate_memory(recipe, batch())
@@ -124,6 +124,18 @@ def test_options_save_what_they_promise() -> None:
     assert small_state is not None and small_state.optimizer < plain.optimizer
     assert all_of_it is not None and all_of_it.reserved < min(
         one.reserved for one in (checkpointed, in_fp8, small_state))
+
+
+def test_what_waits_in_host_memory_is_not_on_the_device() -> None:
+    """Four blocks through a ring of two free two blocks; of four inputs two stay: 3 x 8 x 8 tokens, 128 wide."""
+    recipe = replace(PLAIN, checkpointing=True)
+    plain = estimate_memory(recipe, batch())
+    small = estimate_memory(replace(recipe, swapped=4, offloads=True), batch())
+    block = sum(tensor.nbytes for tensor in empty_dit(PLAIN).blocks[0].parameters())
+    assert plain.base - small.base == pytest.approx(2 * block, rel=0.01)  # each tensor lies at a multiple of 256 bytes
+    assert plain.activations - small.activations == 2 * 3 * 8 * 8 * 128 * 4
+    options = [one.option for one in savings(recipe, batch())]
+    assert "--gradient_checkpointing_cpu_offload" in options and "--blocks_to_swap 4" in options
 
 
 def test_a_gpu_keeps_no_scores_unless_it_is_told_to() -> None:

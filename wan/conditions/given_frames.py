@@ -78,7 +78,9 @@ def apply_given(noisy: Float[Tensor, "B C F H W"], given: GivenFrames | None,
     if given.mode == "noised":
         if noise is None:
             raise ConditionError("given frames of mode 'noised' need the clip's noise, and none was passed.")
-        level = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).reshape(-1, 1, 1, 1, 1)
+        # A number is written on the device: copying it there would have the host wait for the device.
+        level = sigma.to(noisy) if isinstance(sigma, Tensor) else noisy.new_full((1,), sigma)
+        level = level.reshape(-1, 1, 1, 1, 1)
         known = (1 - level) * known + level * noise
     return torch.where(given.mask.to(noisy.device) > 0.5, known, noisy)
 

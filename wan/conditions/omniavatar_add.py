@@ -145,6 +145,8 @@ def all_residuals(addition: nn.Module, voices: Voices, first_block: int, gains: 
 class OmniAvatarState(ReferenceState):
     """One forward's additions: residuals of the hearing blocks, and the channels beside the latents."""
 
+    keeps_little: ClassVar[bool] = True
+
     def __init__(self, sound: Residuals, channels: Float[Tensor, "B X F H W"], patch_embedding: nn.Conv3d,
                  given: GivenFrames | None) -> None:
         super().__init__(channels, patch_embedding, given)

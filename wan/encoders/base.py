@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import os
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -36,6 +36,15 @@ class Encoder(Protocol):
 
     def encode(self, media: Media) -> dict[str, Tensor]:
         """Feature of one item, as the spec says, on the CPU. MediaError when a needed medium is absent."""
+        ...
+
+
+@runtime_checkable
+class BatchEncoder(Protocol):
+    """An encoder that takes several items at once."""
+
+    def encode_batch(self, media: Sequence[Media]) -> list[dict[str, Tensor]]:
+        """What `encode` gives for each; pictures must be of one size and length."""
         ...
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.errors import WeightsError
 from wan.encoders.detect import count_blocks, need
 from wan.encoders.tokenizer import EMBEDDED_KEY, Tokenizer, find_tokenizer
+from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears
 from wan.weights.load import load_into
 from wan.weights.source import WeightsSource, open_weights
 
@@ -36,10 +37,12 @@ NOT_NEEDED = ("decoder.", "lm_head.", "encoder.embed_tokens.", EMBEDDED_KEY)
 
 
 class TextEncoder:
-    """Prompts to umT5 hidden states. Each prompt is encoded by itself, so its numbers do not depend on neighbours."""
+    """Prompts to umT5 hidden states; each by itself unless a batch is asked for, so that none depends on neighbours."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer | WeightsError) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer | WeightsError, fp8: Fp8Settings | None = None) -> None:
         self.model = model
+        self.fp8 = fp8
+        """How the linears are stored; None: in the dtype that is computed in."""
         self._tokenizer = tokenizer
 
     @property
@@ -59,29 +62,72 @@ class TextEncoder:
         """What is computed in and returned."""
         return self.model.shared.weight.dtype
 
-    def encode(self, prompts: Sequence[str]) -> list[Float[Tensor, "L D"]]:
+    def encode(self, prompts: Sequence[str], *, batch_size: int = 1) -> list[Float[Tensor, "L D"]]:
         """Hidden states of each prompt without padding; L at most 512, the end token included."""
-        return self.encode_ids([torch.tensor(self.tokenizer(prompt)) for prompt in prompts])
+        return self.encode_ids([torch.tensor(self.tokenizer(prompt)) for prompt in prompts], batch_size=batch_size)
 
     @torch.no_grad()
-    def encode_ids(self, ids: Sequence[Tensor | Sequence[int]]) -> list[Float[Tensor, "L D"]]:
-        """Hidden states of prompts given as ids ` L` without padding."""
+    def encode_ids(self, ids: Sequence[Tensor | Sequence[int]], *, batch_size: int = 1) -> list[Float[Tensor, "L D"]]:
+        """Hidden states of prompts given as ids ` L` without padding.
+
+        With a `batch_size` those of about equal length go together, the shorter ones padded and masked, and the
+        padding is dropped: equal to one by one but for rounding.
+        """
         rows = [torch.as_tensor(row, dtype=torch.long, device=self.device) for row in ids]
-        return [self.model(input_ids=row[None]).last_hidden_state[0] for row in rows]
+        if batch_size == 1:
+            return [self.model(input_ids=row[None]).last_hidden_state[0] for row in rows]
+        by_length = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+        states: dict[int, Tensor] = {}
+        for start in range(0, len(rows), batch_size):
+            members = by_length[start:start + batch_size]
+            padded = nn.utils.rnn.pad_sequence([rows[index] for index in members], batch_first=True)
+            lengths = torch.tensor([len(rows[index]) for index in members], device=self.device)
+            mask = torch.arange(padded.shape[1], device=self.device) < lengths[:, None]
+            found = self.model(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+            # Copies, because a part of a batch would keep all of it in memory.
+            states |= {index: row[:len(rows[index])].clone() for index, row in zip(members, found, strict=True)}
+        return [states[index] for index in range(len(rows))]
 
 
 def load_text_encoder(path: str | os.PathLike[str], *, tokenizer: str | os.PathLike[str] | None = None,
-                      dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> TextEncoder:
+                      dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+                      fp8: Fp8Settings | None = None) -> TextEncoder:
     """The umT5 encoder in `path` (a file or a folder that holds it), frozen; its sizes are read from the weights.
 
     `tokenizer`: its file or folder; otherwise it is looked for, and its absence is told when a prompt is to be encoded.
+    With `fp8` the linears of the blocks are stored in fp8, and computed from in `dtype`.
     Raises WeightsError when the file is no umT5 encoder, holds it only in part, or `tokenizer` does not fit it.
     """
     with open_weights(path, preferred=PREFERRED) as source:
         model, names = text_encoder_on_meta(source)
         found = _tokenizer(source, tokenizer, model.config.vocab_size)
+        if fp8 is not None:
+            use_fp8_linears(model, fp8, within="encoder.block")
         load_into(model, source, names, dtype=dtype, device=device, ignored=is_not_needed)
-    return TextEncoder(model, found)
+    if fp8 is not None:
+        _hide_weights(model)
+    return TextEncoder(model, found, fp8)
+
+
+class _WithoutWeight(nn.Module):
+    """A linear that shows no weight: transformers would cast the input of `wo` to the weight's dtype, float8 too."""
+
+    weight = None
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The linear's result."""
+        result: Tensor = self.linear(x)
+        return result
+
+
+def _hide_weights(model: nn.Module) -> None:
+    for name, module in [*model.named_modules()]:
+        if name.endswith(".wo") and isinstance(module, Fp8Linear):
+            model.set_submodule(name, _WithoutWeight(module))
 
 
 def tokenizer_for(path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None) -> Tokenizer:

@@ -1,38 +1,23 @@
-"""Gradient checkpointing of the DiT's blocks: activations are recomputed in the backward pass."""
+"""Gradient checkpointing of all blocks: activations are recomputed in the backward pass."""
 
-from collections.abc import Callable
-import functools
-from typing import Any
+from torch import nn
 
-import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
+from wan.memory.blocks import BlockRunner, run_blocks, stop_running_blocks
 from wan.modules.dit import WanDiT
 
 
 def enable_checkpointing(dit: WanDiT) -> None:
-    """Recompute every block, together with the hooks in and around it, when gradients are wanted.
-
-    Wraps `dit.run_block`; numbers do not change, dropout included.
-    """
-    if is_checkpointing(dit):
-        return
-    dit.run_block = functools.partial(_recomputed, dit.run_block)  # type: ignore[method-assign]
-
-
-def _recomputed(run_block: Callable[..., Tensor], *args: Any) -> Tensor:
-    if not torch.is_grad_enabled():
-        return run_block(*args)
-    return checkpoint(run_block, *args, use_reentrant=False)
+    """Recompute every block, with the hooks in and around it, when gradients are wanted (policy `full`)."""
+    if not is_checkpointing(dit):
+        run_blocks(dit, ["full"] * len(dit.blocks))
 
 
 def disable_checkpointing(dit: WanDiT) -> None:
     """Undo `enable_checkpointing`."""
-    if is_checkpointing(dit):
-        del dit.run_block
+    stop_running_blocks(dit)
 
 
 def is_checkpointing(dit: nn.Module) -> bool:
     """Whether `enable_checkpointing` is in force."""
-    return "run_block" in vars(dit)
+    runner = vars(dit).get("run_block")
+    return isinstance(runner, BlockRunner) and "full" in runner.policies

@@ -28,6 +28,8 @@ class Fp8Settings:
     """One scale for the whole weight, for each row, or for each `block` columns of a row."""
     dtype: torch.dtype = torch.float8_e4m3fn
     block: int = 64
+    computes: bool = False
+    """Whether products are computed in fp8 too (`wan.memory.fp8_compute`), which wants one scale for a weight."""
 
 
 class Quantised(NamedTuple):
@@ -137,11 +139,14 @@ class Fp8Linear(nn.Linear):
 
 def use_fp8_linears(model: nn.Module, settings: Fp8Settings = Fp8Settings(), within: str = "blocks") -> list[str]:
     """Replace the linears under `model.<within>` by empty `Fp8Linear`s; return their names. Load weights afterwards."""
+    from wan.memory.fp8_compute import kind_of
+
     names = [name for name, module in model.get_submodule(within).named_modules(prefix=within)
              if type(module) is nn.Linear]
     for name in names:
         old = model.get_submodule(name)
-        model.set_submodule(name, Fp8Linear(old.in_features, old.out_features, old.bias is not None, settings))
+        kind = kind_of(name, old) if settings.computes else Fp8Linear
+        model.set_submodule(name, kind(old.in_features, old.out_features, old.bias is not None, settings))
     return names
 
 

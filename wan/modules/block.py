@@ -1,6 +1,7 @@
 """One transformer block: self-attention, cross-attention to text (and CLIP tokens), feed-forward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+import functools
 
 from einops import rearrange
 from jaxtyping import Float
@@ -29,6 +30,11 @@ class PassInputs:
     points: HookPoints
     output_dtype: torch.dtype
     """Dtype of the latents, in which the velocity is returned."""
+
+    @functools.cached_property
+    def bare(self) -> "PassInputs":
+        """The same without conditions."""
+        return replace(self, points=HookPoints())
 
 
 class Attention(nn.Module):
@@ -104,14 +110,22 @@ class WanAttentionBlock(nn.Module):
 
     def forward(self, i: int, tokens: Float[Tensor, "B L D"], inputs: PassInputs) -> Float[Tensor, "B L D"]:
         """Tokens after block `i`; the hooks inside a block act here, those around it in `WanDiT.run_block`."""
+        tokens = self.attentions(i, tokens, inputs)
+        for state in inputs.points.after_cross_attention:
+            changed = state.after_cross_attention(i, tokens, inputs.forward)
+            tokens = checked(changed, tokens, state, "after_cross_attention")
+        return self.feed_forward(tokens, inputs)
+
+    def attentions(self, i: int, tokens: Float[Tensor, "B L D"], inputs: PassInputs) -> Float[Tensor, "B L D"]:
+        """Tokens after self-attention and cross-attention."""
         table, own = inputs.modulation, self.modulation
         x = mod.shift_and_scale(tokens, table, own, (mod.SHIFT_ATTENTION, mod.SCALE_ATTENTION), self.eps)
         tokens = mod.add_gated(tokens, self.self_attn(i, x, inputs), table, own, mod.GATE_ATTENTION)
 
-        tokens = tokens + self.cross_attn(i, self.norm3(tokens), inputs)
-        for state in inputs.points.after_cross_attention:
-            changed = state.after_cross_attention(i, tokens, inputs.forward)
-            tokens = checked(changed, tokens, state, "after_cross_attention")
+        return tokens + self.cross_attn(i, self.norm3(tokens), inputs)
 
+    def feed_forward(self, tokens: Float[Tensor, "B L D"], inputs: PassInputs) -> Float[Tensor, "B L D"]:
+        """Tokens after the feed-forward layers."""
+        table, own = inputs.modulation, self.modulation
         x = mod.shift_and_scale(tokens, table, own, (mod.SHIFT_FFN, mod.SCALE_FFN), self.eps)
         return mod.add_gated(tokens, self.ffn(x), table, own, mod.GATE_FFN)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from common.errors import ConditionError
 from wan.modules.attention import check_backend
 from wan.modules.block import Attention, PassInputs, WanAttentionBlock
+from wan.modules.constants import Constants
 from wan.modules.embeddings import Float32Linear, ImageEmbedding, pad_text, timestep_sinusoid, unpatchify
 from wan.modules.hooks import ExtraTokens, Forward, HookPoints, Hooks, checked, collect
 from wan.modules.modulation import Modulation, Segment
@@ -85,16 +86,17 @@ class WanDiT(nn.Module):
                 channels: Float[Tensor, "B X F H W"] | None = None,
                 clip_features: Float[Tensor, "B T Dc"] | None = None,
                 conditions: Mapping[str, Hooks] | None = None,
-                pass_name: str = "conditional") -> Float[Tensor, "B C F H W"]:
+                pass_name: str = "conditional", constants: Constants | None = None) -> Float[Tensor, "B C F H W"]:
         """Velocity (noise - data) of `latents`, in their dtype.
 
         `timestep` 0…1000, a sample or a video token; `text` a `T D` a sample, of at most 512 tokens; `channels` are
         joined to the latents (20 for image-to-video, 32 for Fun-Control); `clip_features` hold 257 tokens (514 for
         first+last frame; may be absent for Fun-Control, which then sees zeros); `conditions` are prepared states.
+        `constants` spares the calls of later steps of one pass what text, picture and positions alone decide.
         Raises ConditionError where an input is missing, superfluous or of the wrong shape.
         """
         tokens, inputs = self.embed(latents, timestep, text, channels=channels, clip_features=clip_features,
-                                    conditions=conditions, pass_name=pass_name)
+                                    conditions=conditions, pass_name=pass_name, constants=constants)
         for i in range(len(self.blocks)):
             tokens = self.run_block(i, tokens, inputs)
         return self.head(tokens, inputs)
@@ -103,14 +105,17 @@ class WanDiT(nn.Module):
               channels: Float[Tensor, "B X F H W"] | None = None,
               clip_features: Float[Tensor, "B T Dc"] | None = None,
               conditions: Mapping[str, Hooks] | None = None,
-              pass_name: str = "conditional") -> tuple[Float[Tensor, "B M D"], PassInputs]:
+              pass_name: str = "conditional", constants: Constants | None = None
+              ) -> tuple[Float[Tensor, "B M D"], PassInputs]:
         """First part of `forward`: all tokens (video, then extra ones) and what the blocks share."""
         grid = self._grid(latents)
         points = collect((conditions or {}).values())
+        constants = constants or Constants()
         time_embedding, table = self._embed_time(timestep, grid)
         forward = Forward(grid=grid, video=slice(0, grid[0] * grid[1] * grid[2]), time_embedding=time_embedding,
-                          modulation=table, text=self._embed_text(text), pass_name=pass_name)
-        image = self._embed_image(clip_features, len(latents))
+                          modulation=table, pass_name=pass_name,
+                          text=constants.once("text", lambda: self._embed_text(text)))
+        image = constants.once("image", lambda: self._embed_image(clip_features, len(latents)))
 
         tokens = self._embed_patches(latents.to(self.dtype), channels, points, forward)  # B L D
         positions = grid_positions(grid, tokens.device)
@@ -121,8 +126,9 @@ class WanDiT(nn.Module):
                 tokens = torch.cat((tokens, extra.tokens.to(tokens)), dim=1)
                 positions = torch.cat((positions, extra.positions.to(positions)))
                 modulation += (self._extra_segment(extra),)
-        inputs = PassInputs(text=forward.text, image=image, rope=rope_table(positions, self.variant.head_dim),
-                            modulation=modulation, forward=forward, points=points, output_dtype=latents.dtype)
+        rope = constants.once("rope", lambda: rope_table(positions, self.variant.head_dim))
+        inputs = PassInputs(text=forward.text, image=image, rope=rope, modulation=modulation,
+                            forward=forward, points=points, output_dtype=latents.dtype)
         return tokens, inputs
 
     def run_block(self, i: int, tokens: Float[Tensor, "B M D"], inputs: PassInputs) -> Float[Tensor, "B M D"]:

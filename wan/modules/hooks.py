@@ -6,7 +6,7 @@ Tokens are `B L D` with L = F*(H/2)*(W/2) in (frame, row, column) order; extra t
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -48,6 +48,10 @@ class Hooks:
     The DiT calls a point only on states whose class overrides it, so an unused point costs nothing.
     All tensors are in the DiT's compute dtype and on its device.
     """
+
+    keeps_little: ClassVar[bool] = False
+    """Whether the hooks around and between layers keep next to nothing for the backward pass (a sum does), so that
+    computing them again would save no memory."""
 
     def input_channels(self, latents: Float[Tensor, "B C F H W"], forward: Forward
                        ) -> Float[Tensor, "B X F H W"] | None:

@@ -30,9 +30,8 @@ class CausalConv3d(nn.Conv3d):
         look_back = self.kernel_size[0] - 1
         if look_back:
             before = past.get(self)
-            if before is None:
-                before = x.new_zeros(x.shape[0], x.shape[1], look_back, *x.shape[3:])
-            x = torch.cat([before, x], dim=2)
+            # Padding keeps the memory format of `x`, which a tensor of zeros in front would not.
+            x = F.pad(x, (0, 0, 0, 0, look_back, 0)) if before is None else torch.cat([before, x], dim=2)
             past.keep(self, x[:, :, -look_back:])
         return super().forward(x)
 
@@ -101,7 +100,7 @@ class Downsample(nn.Module):
         self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if in_time else None
 
     def forward(self, x: Float[Tensor, "B C T H W"], past: PastFrames) -> Float[Tensor, "B C t h w"]:
-        """One chunk: the first frame alone, or an even number of frames."""
+        """One chunk: an even number of frames, and one more in the clip's first chunk."""
         batch = x.shape[0]
         frames = F.pad(rearrange(x, "b c t h w -> (b t) c h w"), (0, 1, 0, 1))
         x = rearrange(self.resample["1"](frames), "(b t) c h w -> b c t h w", b=batch)
@@ -109,7 +108,9 @@ class Downsample(nn.Module):
             return x
         before = past.get(self)
         past.keep(self, x[:, :, -1:])
-        return x if before is None else self.time_conv(torch.cat([before, x], dim=2))
+        if before is not None:
+            return self.time_conv(torch.cat([before, x], dim=2))
+        return x if x.shape[2] == 1 else torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
 
 
 class Upsample(nn.Module):
@@ -121,7 +122,7 @@ class Upsample(nn.Module):
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if in_time else None
 
     def forward(self, x: Float[Tensor, "B C T H W"], past: PastFrames) -> Float[Tensor, "B c t h w"]:
-        """One chunk; the first chunk of a clip is its first latent frame alone."""
+        """One chunk."""
         if self.time_conv is not None:
             x = self._double_frames(self.time_conv, x, past)
         batch = x.shape[0]
@@ -130,10 +131,14 @@ class Upsample(nn.Module):
 
     def _double_frames(self, time_conv: CausalConv3d, x: Float[Tensor, "B C T H W"],
                        past: PastFrames) -> Float[Tensor, "B C t H W"]:
-        if self not in past:
-            # The first latent frame is one video frame, and the frames after it do not see it: for them, as in the
-            # original, zeros stand before the second latent frame.
-            past.keep(self, x[:, :, :0])
-            return x
-        doubled = time_conv(x, past)
-        return rearrange(doubled, "b (two c) t h w -> b c (t two) h w", two=2)
+        if time_conv in past:
+            return self._doubled(time_conv, x, past)
+        # The first latent frame is one video frame, and the frames after it do not see it: for them, as in the
+        # original, zeros stand before the second latent frame.
+        first, rest = x[:, :, :1], x[:, :, 1:]
+        past.keep(time_conv, F.pad(x[:, :, :0], (0, 0, 0, 0, time_conv.kernel_size[0] - 1, 0)))
+        return first if rest.shape[2] == 0 else torch.cat([first, self._doubled(time_conv, rest, past)], dim=2)
+
+    def _doubled(self, time_conv: CausalConv3d, x: Float[Tensor, "B C T H W"],
+                 past: PastFrames) -> Float[Tensor, "B C t H W"]:
+        return rearrange(time_conv(x, past), "b (two c) t h w -> b c (t two) h w", two=2)

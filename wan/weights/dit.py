@@ -1,6 +1,6 @@
 """Loading a DiT from any supported layout."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 import os
 from pathlib import Path
@@ -66,11 +66,13 @@ def read_parameters(path: str | os.PathLike[str], names: Iterable[str]) -> dict[
 
 def load_dit(path: str | os.PathLike[str], *, head_dim: int = RELEASED_HEAD_DIM,
              dtype: torch.dtype | None = torch.float32, device: torch.device | str = "cpu",
-             transform: Transform | None = None, fp8: Fp8Settings | None = None) -> WanDiT:
+             transform: Transform | None = None, fp8: Fp8Settings | None = None,
+             blocks_on_cpu: Collection[int] = ()) -> WanDiT:
     """A frozen DiT in eval mode from one file, shards or a folder, official, ComfyUI or diffusers names.
 
     `dtype` None keeps what is stored. `transform(name, tensor)` sees every tensor before the cast, on `device`.
     With `fp8` the linears of the blocks are stored in fp8; a file that holds them so already is taken as it is.
+    `blocks_on_cpu` stay in host memory, for `wan.memory.swap`, and are on `device` for one tensor at a time alone.
 
     Raises WeightsError for a file that is none of these or that fits only in part, with what is missing and unexpected.
     """
@@ -81,4 +83,6 @@ def load_dit(path: str | os.PathLike[str], *, head_dim: int = RELEASED_HEAD_DIM,
         if fp8 is not None:
             use_fp8_linears(dit, fp8)
         key_map = {name: found.source_key(name) for name in dit.state_dict()}
-        return load_into(dit, source, key_map, dtype=dtype, device=device, transform=transform)
+        prefixes = tuple(f"blocks.{i}." for i in blocks_on_cpu)
+        return load_into(dit, source, key_map, dtype=dtype, device=device, transform=transform,
+                         stays_on_cpu=lambda name: name.startswith(prefixes))

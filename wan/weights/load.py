@@ -40,12 +40,14 @@ class _Step:
 
 def load_into(model: Model, source: WeightsSource, key_map: KeyMap | None = None, *, dtype: torch.dtype | None = None,
               device: torch.device | str = "cpu", transform: Transform | None = None,
-              ignored: Callable[[str], bool] = lambda key: False) -> Model:
+              ignored: Callable[[str], bool] = lambda key: False,
+              stays_on_cpu: Callable[[str], bool] = lambda name: False) -> Model:
     """Read every parameter and stored buffer of `model` from `source`, in the order of the file.
 
     Each tensor goes alone through device → `transform` → `dtype` (None: as stored) or fp8, so that host memory holds
     one tensor beside the model. Parameters come back frozen, the model in eval mode. `key_map` defaults to equal names.
-    Source names for which `ignored` is true may be left over. On the device `meta` the fit is checked and nothing read.
+    Source names for which `ignored` is true may be left over. Tensors whose name in the model `stays_on_cpu` go back to
+    host memory after their transform. On the device `meta` the fit is checked and nothing read.
 
     Raises WeightsError, before anything is read, that lists missing, unexpected and misshapen tensors.
     """
@@ -62,15 +64,17 @@ def load_into(model: Model, source: WeightsSource, key_map: KeyMap | None = None
             continue
         stores_fp8 = isinstance(owner, Fp8Linear) and name == "weight"
         value = _read(source, step, torch.device(device), transform, stores_fp8)
+        home = torch.device("cpu") if stays_on_cpu(step.name) else torch.device(device)
         if stores_fp8:
             owner.store(value, dtype)
+            owner.weight, owner.scale_weight = nn.Parameter(owner.weight.to(home), False), owner.scale_weight.to(home)
             continue
-        value = _own(value, dtype)
+        value = _own(value, dtype).to(home)
         if isinstance(empty, nn.Parameter):
             value = loaded[id(empty)] = nn.Parameter(value, requires_grad=False)
         setattr(owner, name, value)
     del empties
-    _finish(model, torch.device(device))
+    _finish(model, torch.device(device), stays_on_cpu)
     return model
 
 
@@ -149,12 +153,12 @@ def _own(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
-def _finish(model: nn.Module, device: torch.device) -> None:
+def _finish(model: nn.Module, device: torch.device, stays_on_cpu: Callable[[str], bool]) -> None:
     for name, parameter in model.named_parameters():
         assert not parameter.is_meta, f"{name} was left empty"
         parameter.requires_grad_(False)
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             assert not buffer.is_meta, f"{type(module).__name__}.{name} is in no file: make it real before loading"
-            setattr(module, name, buffer.to(device))
+            setattr(module, name, buffer.to("cpu" if stays_on_cpu(f"{path}.{name}") else device))
     model.eval()

@@ -157,9 +157,9 @@ def test_the_text_of_a_dropped_caption_is_encoded_once_and_told(make: Make, medi
     asked: list[str] = []
     encode = TextEncoder.encode
 
-    def listening(self: TextEncoder, prompts: list[str]) -> list[torch.Tensor]:
+    def listening(self: TextEncoder, prompts: list[str], **more: int) -> list[torch.Tensor]:
         asked.extend(prompts)
-        return encode(self, prompts)
+        return encode(self, prompts, **more)
 
     monkeypatch.setattr(TextEncoder, "encode", listening)
     first, second = (encoder.encode(replace(media, caption=caption)) for caption in ("a woman speaks", "a man sings"))

@@ -87,6 +87,20 @@ def test_a_prompt_does_not_depend_on_its_neighbours(light_t5: Path, tmp_path: Pa
         assert torch.equal(encoder.encode([prompt])[0], hidden)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_prompts_encoded_together_are_those_of_one_by_one(light_t5: Path, dtype: torch.dtype, tolerance: float) -> None:
+    """Padding is masked, so nothing but the order of sums differs; rows keep their order and their own length."""
+    encoder = load_text_encoder(light_t5, dtype=dtype)
+    ids = [light_ids(case % 2, count) for case, count in enumerate((5, 1, 140, 17, 3, 64, 5))]
+    alone = encoder.encode_ids(ids)
+    assert [len(one) for one in alone] == [5, 1, 140, 17, 3, 64, 5]
+    for batch_size in (2, 3, 64):
+        together = encoder.encode_ids(ids, batch_size=batch_size)
+        for found, expected in zip(together, alone, strict=True):
+            assert found.shape == expected.shape and (found - expected).abs().max() < tolerance
+            assert found.untyped_storage().nbytes() == found.nbytes
+
+
 def test_bfloat16_and_float64_are_computed_in(light_t5: Path) -> None:
     ids = light_ids(0, 5)
     exact = load_text_encoder(light_t5, dtype=torch.float64).encode_ids([ids])[0]

@@ -11,8 +11,8 @@ from wan.modules.dit import WanDiT
 from wan.modules.hooks import Forward, Hooks
 
 
-class Adding(Hooks):
-    """Adds a trained vector before every block, and counts its calls."""
+class Scaling(Hooks):
+    """Scales by a trained vector before every block, and counts its calls."""
 
     def __init__(self, bias: Tensor) -> None:
         self.bias = bias
@@ -20,14 +20,14 @@ class Adding(Hooks):
 
     def before_block(self, i: int, tokens: Tensor, forward: Forward) -> Tensor:
         self.calls += 1
-        return tokens + self.bias
+        return tokens * (1 + self.bias)
 
 
 def _gradients(dit: WanDiT) -> tuple[list[Tensor], int]:
     weight = dit.blocks[1].self_attn.q.weight.requires_grad_()
     bias = torch.zeros(32, requires_grad=True)
-    state = Adding(bias)
-    loss = (dit(*tiny_inputs(), conditions={"adding": state}) ** 2).mean()
+    state = Scaling(bias)
+    loss = (dit(*tiny_inputs(), conditions={"scaling": state}) ** 2).mean()
     return list(torch.autograd.grad(loss, [weight, bias])), state.calls
 
 

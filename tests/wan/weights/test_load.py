@@ -12,6 +12,7 @@ from torch import nn
 
 from common.errors import WeightsError
 from common.tensorfile import load_tensors, save_tensors
+import wan
 from wan.memory.fp8 import Fp8Linear, Fp8Settings, quantise, use_fp8_linears
 from wan.weights.load import Adapted, load_into
 from wan.weights.source import WeightsSource, open_weights
@@ -170,3 +171,14 @@ def test_meta_device_checks_the_fit_and_reads_nothing(tiny_weights: Path, tmp_pa
     save_tensors(tmp_path / "half.safetensors", tensors, metadata)
     with pytest.raises(WeightsError, match=r"1 missing: blocks\.1\.ffn\.0\.weight"):
         wan.load_dit(tmp_path / "half.safetensors", device="meta")
+
+
+@pytest.mark.parametrize("fp8", [None, Fp8Settings()])
+def test_blocks_on_the_cpu_hold_the_numbers_of_an_ordinary_load(golden: Path, fp8: Fp8Settings | None) -> None:
+    """Which device a tensor is on cannot differ here; that it was asked to be elsewhere can."""
+    path, asked = golden / "wan21_t2v_dit.safetensors", []
+    plain = wan.load_dit(path, fp8=fp8)
+    dit = wan.load_dit(path, fp8=fp8, blocks_on_cpu=[1], transform=lambda name, tensor: asked.append(name) or tensor)
+    assert any(name.startswith("blocks.1.") for name in asked)
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(dit.state_dict()[name].view(torch.uint8), tensor.view(torch.uint8)), name

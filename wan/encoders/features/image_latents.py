@@ -40,6 +40,9 @@ class ImageLatentsEncoder(VaeEncoder):
             raise MediaError("a first+last frame model needs two pictures, and this item has one frame.")
         first = to_minus_one_one(frames[0])[:, 0]
         last = to_minus_one_one(frames[-1])[:, 0] if has_last else None
-        video = image_conditioning_video(first, last, media.n_frames)
+        # Built where it is encoded: most of it is grey, and that need not travel.
+        on_device = [None if one is None else one.to(self.vae.device) for one in (first, last)]
+        assert on_device[0] is not None
+        video = image_conditioning_video(on_device[0], on_device[1], media.n_frames)
         latents = self.vae.encode(video[None])[0].float().cpu()
         return {"latents": image_channels(latents, last_given=has_last)}

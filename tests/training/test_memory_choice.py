@@ -1,0 +1,62 @@
+"""`--memory auto`, policies and compiled blocks through whole runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+import torch
+
+from common.errors import ConfigError
+from tests.training.runs import settings
+from training import train
+from training.memory_choice import settle
+from wan.memory.planner import Step
+from wan.memory.policies import parse_policies
+from wan.variants import Variant
+
+GIB = 2**30
+LARGE = Variant(dim=5120, ffn_dim=13824, layers=40, heads=40, in_channels=16, out_channels=16, text_dim=4096)
+STATIC, BLOCK = int(18.5 * GIB), int(0.34 * GIB)
+"""Of 14B in float8 with a LoRA of rank 32."""
+
+
+def choice(frames: int, gib: float) -> dict[str, Any]:
+    step = Step(LARGE, (frames // 4 + 1) * 1560, compiled=True)
+    return settle(step, STATIC, int(gib * GIB), BLOCK)
+
+
+def test_a_large_card_keeps_products_and_a_small_one_moves_blocks_out() -> None:
+    roomy, middle, small = choice(81, 130), choice(81, 70), choice(81, 21)
+    assert set(parse_policies(roomy["memory"], 40)) == {"matmuls", "attention"}
+    assert set(parse_policies(middle["memory"], 40)) <= {"matmuls", "attention", "full"}
+    assert small["memory"] == "full" and small["gradient_checkpointing_cpu_offload"] and small["blocks_to_swap"] > 20
+    assert choice(25, 130) == {"memory": "none"}
+
+
+def test_what_cannot_fit_says_how_much_it_needs() -> None:
+    with pytest.raises(ConfigError, match=r"a step of 32760 tokens needs .* GiB with every block swapped, and 8.0"):
+        choice(81, 8)
+
+
+@pytest.mark.parametrize("more", [
+    {"memory": "attention"}, {"memory": "matmuls:1,full"}, {"memory": "auto"},
+    {"memory": "none", "compile": True, "compile_backend": "aot_eager"},
+    {"memory": "matmuls:2,attention", "compile": True, "compile_backend": "aot_eager"}], ids=str)
+def test_a_run_learns_the_same_however_its_blocks_run(talking: Path, weights: Path, tmp_path: Path,
+                                                      more: dict[str, Any]) -> None:
+    common = {"max_train_steps": 3, "network_args": ["conditions=omniavatar_add"]}
+    plain = load_file(train(settings(talking, weights, tmp_path / "a", **common)) or "")
+    torch._dynamo.reset()
+    other = load_file(train(settings(talking, weights, tmp_path / "b", **common, **more)) or "")
+    assert max((plain[key] - other[key]).abs().max().item() for key in plain) <= 1e-5
+
+
+def test_contradictions_and_missing_units_are_refused(talking: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--gradient_checkpointing is --memory full"):
+        settings(talking, weights, tmp_path, memory="attention", gradient_checkpointing=True)
+    with pytest.raises(ConfigError, match="activation policy 'atention' is unknown .nearest: 'attention'"):
+        settings(talking, weights, tmp_path, memory="atention")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="fp8 compute was asked, but the device is 'cpu'"):
+            train(settings(talking, weights, tmp_path, fp8_fast=True))

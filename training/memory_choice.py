@@ -1,0 +1,77 @@
+"""`--memory auto`: the fastest way to run a step that fits on the GPU, decided before the base is read."""
+
+from dataclasses import replace
+
+import torch
+
+from common.errors import ConfigError
+from common.logs import get_logger
+from training.clips import EpochBatches
+from training.config import TrainConfig
+from training.estimate import largest_inputs, recipe_of
+from training.fitting import largest_batch
+from training.memory_estimate import CONTEXT, GIB, Memory, estimate_memory
+from training.preflight import Plan
+from wan.memory.estimate import Holding, block_bytes
+from wan.memory.planner import MARGIN, Step, as_text, choose
+from wan.memory.swap import RING
+
+log = get_logger(__name__)
+
+
+def decide(config: TrainConfig, plan: Plan, batches: EpochBatches) -> TrainConfig:
+    """The settings with `--memory auto` replaced by what it comes to on this process's device.
+
+    ConfigError where the step does not fit even with everything in host memory that can be.
+    """
+    if config.speed.memory != "auto":
+        return config
+    device = batches.processes.device
+    if device.type != "cuda":
+        return _with(config, memory="none")
+    free = free_on(device)
+    recipe = replace(recipe_of(config, plan, is_gpu=True), activations="full", compiled=False)
+    memory = estimate_memory(recipe, largest_inputs(plan, batches))
+    step = Step(plan.variant, largest_batch(plan), config.speed.compiles("cuda"))
+    block = block_bytes(plan.variant, Holding(recipe.dtype, recipe.fp8))[1]
+    found = settle(step, static_bytes(memory), int(free * (1 - MARGIN)) - CONTEXT, block)
+    log.info("--memory auto: %.1f GiB are free, what stays there takes %.1f: %s", free / GIB,
+             static_bytes(memory) / GIB, ", ".join(f"{name} {value}" for name, value in found.items()))
+    return _with(config, **found)
+
+
+def settle(step: Step, static: int, room: int, block: int) -> dict[str, object]:
+    """Settings that fit `static` bytes and the step's activations into `room`; `block` is the weights of one block.
+
+    First what is kept for the backward pass, then the blocks' inputs to host memory, then as few blocks as will do.
+    """
+    left = room - static
+    if (mix := choose(step, left)) is not None:
+        return {"memory": as_text(mix)}
+    layers = step.variant.layers
+    offloaded = step.activations(["full"] * 2)
+    for swapped in range(layers + 1):
+        if offloaded <= left + max(0, swapped - RING) * block:
+            found: dict[str, object] = {"memory": "full", "gradient_checkpointing_cpu_offload": True}
+            return found | ({"blocks_to_swap": swapped} if swapped else {})
+    least = (static - (layers - RING) * block + offloaded) / GIB
+    raise ConfigError(f"--memory auto: a step of {step.tokens} tokens needs {least:.1f} GiB with every block swapped, "
+                      f"and {room / GIB:.1f} can be had. Show shorter clips (--max_tokens), train a smaller network, "
+                      "or use --fp8_base.")
+
+
+def static_bytes(memory: Memory) -> int:
+    """What stays on the GPU during all of a step."""
+    return memory.tensors - memory.activations + memory.workspaces
+
+
+def free_on(device: torch.device) -> int:
+    """Bytes that this process can have on a GPU, within the share that torch was limited to."""
+    free, total = torch.cuda.mem_get_info(device)
+    limit = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
+    return min(free + torch.cuda.memory_reserved(device), int(limit * total))
+
+
+def _with(config: TrainConfig, *, memory: object, **card: object) -> TrainConfig:
+    return config.model_copy(update={"speed": config.speed.model_copy(update={"memory": memory}),
+                                     "small_card": config.small_card.model_copy(update=card)})

@@ -1,0 +1,155 @@
+"""How a built DiT runs its blocks: compiled or not, keeping what a policy says. Attached from outside.
+
+One compiled function serves all blocks of a shape: a graph for each bucket and for each of training and looking. A
+condition acts around a block outside of it; one that acts behind the cross-attention stands between two compiled
+halves; one that acts inside an attention has its blocks run as they are, uncompiled.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.errors import ConfigError
+from common.logs import get_logger
+from wan.memory.policies import Policy, kept_by
+from wan.modules.block import PassInputs, WanAttentionBlock
+from wan.modules.dit import WanDiT
+from wan.modules.hooks import checked
+
+log = get_logger(__name__)
+
+GRAPHS = 256
+"""Graphs that torch may make before it gives up compiling; two or three a bucket are needed."""
+
+
+def run_blocks(dit: WanDiT, policies: Sequence[Policy], *, compiled: bool = False, backend: str = "inductor",
+               mode: str | None = None, has_dropout: bool = True) -> "BlockRunner":
+    """Have `dit` run its blocks so from now on; `stop_running_blocks` undoes it.
+
+    `has_dropout` says whether anything in a block draws random numbers. Raises ConfigError where the number of policies
+    is not that of the blocks.
+    """
+    if len(policies) != len(dit.blocks):
+        raise ConfigError(f"{len(policies)} activation policies for {len(dit.blocks)} blocks.")
+    stop_running_blocks(dit)
+    runner = BlockRunner(dit, policies, has_dropout=has_dropout)
+    if compiled:
+        runner.compile(backend, mode)
+    dit.run_block = runner  # type: ignore[method-assign]
+    return runner
+
+
+def stop_running_blocks(dit: WanDiT) -> None:
+    """Have `dit` run its blocks as it was built."""
+    if isinstance(vars(dit).get("run_block"), BlockRunner):
+        del dit.run_block
+
+
+class BlockRunner:
+    """Stands in the place of `WanDiT.run_block`."""
+
+    def __init__(self, dit: WanDiT, policies: Sequence[Policy], *, has_dropout: bool) -> None:
+        self.blocks: list[WanAttentionBlock] = [*dit.blocks]  # type: ignore[list-item]
+        self.policies = list(policies)
+        self.has_dropout = has_dropout
+        self.is_compiled = False
+        self._parts: dict[tuple[str, Policy], Callable[..., Tensor]] = {}
+        self._compile: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None
+
+    def compile(self, backend: str, mode: str | None) -> None:
+        """Compile from the next block on."""
+        import torch._dynamo
+        import torch._functorch.config
+
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+        torch._dynamo.config.accumulated_recompile_limit = max(
+            torch._dynamo.config.accumulated_recompile_limit, 4 * GRAPHS)
+        # Backward graphs are made with the forward ones, so that a failure comes where it can be met.
+        torch._functorch.config.force_non_lazy_backward_lowering = True
+        self._compile = lambda part: torch.compile(part, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+        self._parts.clear()
+        self.is_compiled = True
+
+    def __call__(self, i: int, tokens: Tensor, inputs: PassInputs) -> Tensor:
+        """Block `i` with the hooks in and around it."""
+        points = inputs.points
+        policy = self.policies[i] if torch.is_grad_enabled() else "none"
+        if points.self_attention or points.cross_attention:
+            return kept_by(self._whole, policy, has_dropout=self.has_dropout)(i, tokens, inputs)
+        for state in points.before_block:
+            tokens = self._hooked(state.before_block, state, "before_block", policy, i, tokens, inputs)
+        block, bare = self.blocks[i], without_hooks(inputs)
+        if points.after_cross_attention:
+            tokens = self._part("attentions", policy)(block, tokens, bare)
+            for state in points.after_cross_attention:
+                tokens = self._hooked(state.after_cross_attention, state, "after_cross_attention", policy, i, tokens,
+                                      inputs)
+            tokens = self._part("feed_forward", policy)(block, tokens, bare)
+        else:
+            tokens = self._part("forward", policy)(block, tokens, bare)
+        for state in points.after_block:
+            tokens = self._hooked(state.after_block, state, "after_block", policy, i, tokens, inputs)
+        return tokens
+
+    def _hooked(self, hook: Callable[..., Tensor], state: Any, point: str, policy: Policy, i: int, tokens: Tensor,
+                inputs: PassInputs) -> Tensor:
+        """What a hook makes of the tokens; computed again where the policy says so, unless it keeps next to nothing."""
+        if policy in ("none", "matmuls") or state.keeps_little:
+            return checked(hook(i, tokens, inputs.forward), tokens, state, point)
+        return checked(kept_by(hook, "full")(i, tokens, inputs.forward), tokens, state, point)
+
+    def _part(self, name: str, policy: Policy) -> Callable[..., Tensor]:
+        if (name, policy) not in self._parts:
+            part = kept_by(_PARTS[name], policy, has_dropout=self.has_dropout)
+            self._parts[name, policy] = part if self._compile is None else _CompiledOrNot(self._compile(part), part)
+        return self._parts[name, policy]
+
+    def _whole(self, i: int, tokens: Tensor, inputs: PassInputs) -> Tensor:
+        for state in inputs.points.before_block:
+            tokens = checked(state.before_block(i, tokens, inputs.forward), tokens, state, "before_block")
+        tokens = self.blocks[i](i, tokens, inputs)
+        for state in inputs.points.after_block:
+            tokens = checked(state.after_block(i, tokens, inputs.forward), tokens, state, "after_block")
+        return tokens
+
+
+class _CompiledOrNot:
+    """The compiled part; the plain one from the moment on when compiling fails, which is told once."""
+
+    def __init__(self, compiled: Callable[..., Tensor], plain: Callable[..., Tensor]) -> None:
+        self._compiled, self._plain = compiled, plain
+        self._works = True
+
+    def __call__(self, *args: Any) -> Tensor:
+        if not self._works:
+            return self._plain(*args)
+        try:
+            return self._compiled(*args)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            self._works = False
+            log.warning("a block cannot be compiled and runs uncompiled, slower and with the same numbers: %s",
+                        str(error).strip().splitlines()[0])
+            return self._plain(*args)
+
+
+def without_hooks(inputs: PassInputs) -> PassInputs:
+    """What blocks share, without the conditions that act in them: the same object for every block of a forward."""
+    return inputs if not any(inputs.points) else inputs.bare
+
+
+def _forward(block: WanAttentionBlock, tokens: Tensor, inputs: PassInputs) -> Tensor:
+    return block.feed_forward(block.attentions(0, tokens, inputs), inputs)
+
+
+def _attentions(block: WanAttentionBlock, tokens: Tensor, inputs: PassInputs) -> Tensor:
+    return block.attentions(0, tokens, inputs)
+
+
+def _feed_forward(block: WanAttentionBlock, tokens: Tensor, inputs: PassInputs) -> Tensor:
+    return block.feed_forward(tokens, inputs)
+
+
+_PARTS: dict[str, Callable[..., Tensor]] = {"forward": _forward, "attentions": _attentions,
+                                            "feed_forward": _feed_forward}

@@ -1,0 +1,81 @@
+"""Which activation policy a step can afford: bytes by closed form, and the fastest mix of policies that fits.
+
+All bytes are of bfloat16 tokens; one unit N is tokens x width x 2 bytes, f and d are the widths of feed-forward and
+of the model.
+"""
+
+from dataclasses import dataclass
+
+from wan.memory.policies import Policy
+from wan.variants import Variant
+
+PLAIN_UNITS = 27.5
+"""Units that a block keeps when nothing is recomputed and nothing compiled, and f/d is 2.7 (14B: 55.1 bytes a token and
+channel on an H200). A wider feed-forward keeps 2.35 units more for each f/d: 1.3B compiled keeps 53.9 bytes."""
+COMPILED_UNITS = 20.55
+"""The same compiled: 41.1 bytes a token and channel for 14B."""
+UNITS_PER_RATIO = 2.05
+WORK = 1.3
+"""A block that is recomputed works with this many times what it would keep (measured: 8.2 GiB for 6.4, 14B at 81
+frames)."""
+MARGIN = 0.04
+"""Share of the memory that is left for holes in torch's allocator and for the libraries."""
+FASTEST: tuple[Policy, ...] = ("none", "matmuls", "attention", "full")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What decides the activations of a step."""
+
+    variant: Variant
+    tokens: int
+    """Of all samples of the largest batch."""
+    compiled: bool
+
+    @property
+    def unit(self) -> int:
+        """Bytes of all tokens once."""
+        return self.tokens * self.variant.dim * 2
+
+    def kept(self, policy: Policy) -> float:
+        """Bytes that one block keeps for the backward pass."""
+        ratio = self.variant.ffn_dim / self.variant.dim
+        if policy == "none":
+            units = (COMPILED_UNITS if self.compiled else PLAIN_UNITS) + UNITS_PER_RATIO * (ratio - 2.7)
+        else:
+            # matmuls: block input, q, k, v, attention, x, cross q, cross attention, x, and the feed-forward's middle.
+            units = {"matmuls": 9 + ratio, "attention": 2.0, "full": 1.0}[policy]
+        return units * self.unit
+
+    def activations(self, policies: list[Policy]) -> int:
+        """Bytes at the peak of a step: what all blocks keep, and what the block in work needs beside it."""
+        work = 0.0 if set(policies) == {"none"} else WORK * self.kept("none")
+        return round(sum(map(self.kept, policies)) + work + 2 * self.unit)
+
+
+def choose(step: Step, room: int) -> list[Policy] | None:
+    """The fastest policies for all blocks whose activations fit into `room` bytes; None where not even `full` does.
+
+    Keeping all products is as fast as keeping everything, so blocks go over from the next cheaper policy to the faster
+    one, as many as fit (measured on an H200: matmuls 219, attention 241, full 288 ms a block, nothing recomputed 219).
+    """
+    blocks = step.variant.layers
+    if step.activations(["none"] * blocks) <= room:
+        return ["none"] * blocks
+    for faster, cheaper in zip(FASTEST[1:], FASTEST[2:], strict=False):
+        for count in range(blocks, -1, -1):
+            mix: list[Policy] = [faster] * count + [cheaper] * (blocks - count)
+            if step.activations(mix) <= room:
+                return mix
+    return None
+
+
+def as_text(policies: list[Policy]) -> str:
+    """The policies as `parse_policies` reads them."""
+    parts: list[tuple[Policy, int]] = []
+    for policy in policies:
+        if parts and parts[-1][0] == policy:
+            parts[-1] = policy, parts[-1][1] + 1
+        else:
+            parts.append((policy, 1))
+    return ",".join([*(f"{policy}:{count}" for policy, count in parts[:-1]), parts[-1][0]])

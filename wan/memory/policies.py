@@ -1,0 +1,88 @@
+"""What the backward pass of a block finds kept, and what it computes again: a policy for each block.
+
+| policy | kept for the backward pass | computed again |
+|---|---|---|
+| none | everything | nothing |
+| matmuls | products with the weights, attention | norms, modulation, rotation, GELU |
+| attention | the output of self-attention | all but self-attention |
+| full | the block's input | the whole block |
+
+Numbers do not change, dropout included. Kept bytes a token and channel, 14B compiled on an H200: 41, 23.5, 4, 2
+(performance notes of the project, measured); `full` is what gradient checkpointing means elsewhere.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from common.errors import ConfigError, raise_all
+from wan.memory.policy_names import POLICIES, Policy, policies_of, policy_problems
+
+SHORT_KEYS = 1000
+"""Attention to fewer keys than this (text, CLIP) is cheap to compute again."""
+SMALLEST_OUTPUT = 256
+"""Products with fewer output channels (the low rank of a LoRA) are cheap to compute again."""
+
+Compute = Callable[..., Tensor]
+__all__ = ["POLICIES", "Policy", "kept_by", "parse_policies"]
+
+
+def parse_policies(text: str, blocks: int) -> list[Policy]:
+    """A policy for each of `blocks`, from ``full``, or ``matmuls:15,attention`` (the first 15 blocks, then the rest).
+
+    Raises ConfigError for an unknown name or numbers that do not fit.
+    """
+    raise_all(list(policy_problems(text, blocks)), ConfigError, "--memory")
+    return policies_of(text, blocks)
+
+
+def kept_by(compute: Compute, policy: Policy, *, has_dropout: bool = True) -> Compute:
+    """`compute` whose backward pass keeps what `policy` says. It must return the same when it is called again."""
+    if policy == "none":
+        return compute
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": has_dropout}
+    if policy != "full":
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _RULES[policy])
+    return functools.partial(checkpoint, compute, **options)
+
+
+def _keeps_attention(context: Any, op: Any, *args: Any, **named: Any) -> CheckpointPolicy:
+    if op in _attentions() and args[1].shape[-2] >= SHORT_KEYS:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _keeps_matmuls(context: Any, op: Any, *args: Any, **named: Any) -> CheckpointPolicy:
+    if op in _attentions():
+        return CheckpointPolicy.MUST_SAVE
+    if op in _products() and _output_width(op, args) >= SMALLEST_OUTPUT:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_RULES: dict[str, Callable[..., CheckpointPolicy]] = {"attention": _keeps_attention, "matmuls": _keeps_matmuls}
+
+
+def _output_width(op: Any, args: Sequence[Any]) -> int:
+    """Channels of a product's output: the last axis of its second factor."""
+    second = args[2] if op is torch.ops.aten.addmm.default else args[1]
+    return int(second.shape[-1])
+
+
+@functools.cache
+def _products() -> frozenset[Any]:
+    aten = torch.ops.aten
+    return frozenset({aten.mm.default, aten.addmm.default, aten._scaled_mm.default})
+
+
+@functools.cache
+def _attentions() -> frozenset[Any]:
+    aten = torch.ops.aten
+    names = ("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention",
+             "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention_for_cpu",
+             "_scaled_dot_product_fused_attention_overrideable")
+    return frozenset(getattr(aten, name).default for name in names if hasattr(aten, name))
