@@ -51,6 +51,7 @@ class BlockRunner:
     """Stands in the place of `WanDiT.run_block`."""
 
     def __init__(self, dit: WanDiT, policies: Sequence[Policy], *, has_dropout: bool) -> None:
+        self._dit = dit
         self.blocks: list[WanAttentionBlock] = [*dit.blocks]  # type: ignore[list-item]
         self.policies = list(policies)
         self.has_dropout = has_dropout
@@ -107,12 +108,7 @@ class BlockRunner:
         return self._parts[name, policy]
 
     def _whole(self, i: int, tokens: Tensor, inputs: PassInputs) -> Tensor:
-        for state in inputs.points.before_block:
-            tokens = checked(state.before_block(i, tokens, inputs.forward), tokens, state, "before_block")
-        tokens = self.blocks[i](i, tokens, inputs)
-        for state in inputs.points.after_block:
-            tokens = checked(state.after_block(i, tokens, inputs.forward), tokens, state, "after_block")
-        return tokens
+        return WanDiT.run_block(self._dit, i, tokens, inputs)
 
 
 class _CompiledOrNot:
