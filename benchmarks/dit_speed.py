@@ -4,8 +4,8 @@
     python -m benchmarks.dit_speed RESULT_DIR --only 0 3      # some of them
     python -m benchmarks.dit_speed RESULT_DIR --tiny          # on the CPU, to see that it runs
 
-Each row is a step of the trainer's own parts (`training.trial`: model, LoRA r = 32 on every linear of the blocks,
-bucket, AdamW) in a process of its own, batch 1; the median of some steps after two for warming up. The machine's
+Each row is a step of the trainer's own parts (`training.estimating.trial`: model, LoRA r = 32 on every linear of the
+blocks, bucket, AdamW) in a process of its own, batch 1; the median of some steps after two for warming up. The machine's
 ceilings (bf16 product, attention) are measured in the same run. Every row appends a line to
 RESULT_DIR/dit_speed.jsonl; the table is printed from that file.
 """
@@ -68,7 +68,7 @@ def measure(row: Row, *, device: str, rank: int, attention: str) -> dict[str, An
     import torch
 
     from common.features import FeatureBatch
-    from training.trial import Recipe, StepInputs, Trial, empty_dit
+    from training.estimating.trial import Recipe, StepInputs, Trial, empty_dit
     from wan.memory.fp8 import Fp8Settings
     from wan.variants import Variant
 

@@ -14,7 +14,7 @@ import time
 import psutil
 
 from benchmarks.faults.runs import WEIGHTS, Training, prepare
-from training.states import find_states
+from training.keeping.states import find_states
 
 EARLY = 500
 

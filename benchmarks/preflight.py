@@ -4,8 +4,8 @@
     python -m benchmarks.preflight WORK_DIR RESULT_DIR --tiny          # a few seconds, on the CPU
 
 Writes the DiT's random weights into WORK_DIR once (28.6 GB for 14B). Each case runs in a process of its own: first
-`training.estimate` as --preflight runs it, then real steps through the trainer's own loading, network, loop and
-optimiser on cached clips of random numbers. Every case appends a line to RESULT_DIR/preflight.jsonl and writes
+`training.estimating.estimate` as --preflight runs it, then real steps through the trainer's own loading, network, loop
+and optimiser on cached clips of random numbers. Every case appends a line to RESULT_DIR/preflight.jsonl and writes
 RESULT_DIR/preflight.md anew. Cases that would begin after --deadline seconds are left out and named.
 """
 
@@ -136,7 +136,7 @@ def run_case(case: Case, work: Path, task: str) -> dict[str, Any]:
     from common.devices import free_memory
     from training.build import checkpoint_plan, loop_settings
     from training.clips import EpochBatches
-    from training.estimate import tell_estimate
+    from training.estimating.estimate import tell_estimate
     from training.launch import set_up_torch
     from training.parallel import Processes
 
@@ -169,9 +169,9 @@ def measured(config: Any, plan: Any, batches: Any) -> dict[str, Any]:
     import torch
 
     from training.build import build_learning, build_network, load_base, loop_settings, schedule_settings
+    from training.estimating.live_bytes import LiveBytes
     from training.guard import Guard
     from training.job import JobSettings, VideoJob
-    from training.live_bytes import LiveBytes
     from training.loop import Loop
     from training.preflight import timestep_settings
 

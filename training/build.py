@@ -24,10 +24,17 @@ from training import preflight
 from training.checkpoints import CheckpointPlan, Checkpoints
 from training.clips import EpochBatches, digest, sizes_of
 from training.config import OptimiserSection, TrainConfig
-from training.estimate import tell_estimate
+from training.estimating.estimate import tell_estimate
+from training.estimating.memory_choice import decide
 from training.fitting import attach, fp8_of, need_of, tell_need
 from training.guard import Guard
 from training.job import JobSettings, VideoJob
+from training.keeping.raw_weights import RawWeights
+from training.keeping.resume import Start, check_change, facts_of, find_start, make_room
+from training.keeping.run_record import RecordKeeper
+from training.keeping.snapshot import Snapshot
+from training.keeping.state_keeper import StateKeeper, StatePlan
+from training.keeping.state_settings import StateSection
 from training.launch import (
     base_dtype,
     make_accelerator,
@@ -37,27 +44,20 @@ from training.launch import (
     set_up_torch,
     with_seed,
 )
+from training.looking.preview_plan import prepare_previews
+from training.looking.previews import Previews
+from training.looking.validation import Validation, ValidationSettings, chosen, default_distance
 from training.loop import Loop, LoopSettings
-from training.memory_choice import decide
 from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import NetworkWriter, averaged
 from training.parallel import Processes
 from training.phases import PhaseLines, cuts, epochs_of, heaviest, job_phases, phases_content
 from training.preflight import Plan, timestep_settings
-from training.preview_plan import prepare_previews
-from training.previews import Previews
-from training.raw_weights import RawWeights
-from training.reports import duration
-from training.resume import Start, check_change, facts_of, find_start, make_room
-from training.run_record import RecordKeeper
 from training.schedules import ScheduleSettings, build_custom_scheduler, build_scheduler, check_schedule, parse_steps
-from training.snapshot import Snapshot
-from training.state_keeper import StateKeeper, StatePlan
-from training.state_settings import StateSection
-from training.timestep_plot import as_text, save_image
+from training.telling.reports import duration
+from training.telling.timestep_plot import as_text, save_image
+from training.telling.watching import run_summary, watchers
 from training.timesteps import unread_settings
-from training.validation import Validation, ValidationSettings, chosen, default_distance
-from training.watching import run_summary, watchers
 import wan
 from wan.memory.swap import spread
 from wan.modules.dit import WanDiT
@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> Path | None:
     """Run a training to its end and return the final file; None where `--show_timesteps` or `--dry_run` only looked.
 
     Works in one process and in all processes of an `accelerate launch`. A run that was here before is gone on with
-    (`training.resume`). Raises UserError before the first step for whatever does not fit,
+    (`training.keeping.resume`). Raises UserError before the first step for whatever does not fit,
     `training.guard.BrokenStep` when learning breaks down, `training.signals.Interrupted` when it was asked to stop.
     """
     accelerator = make_accelerator(config.logging)

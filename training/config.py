@@ -7,16 +7,16 @@ from typing import Literal
 
 from common.config import Section, flag
 from common.errors import ConfigError
-from training.early_stopping_settings import EarlyStoppingSection
 from training.ema_settings import EmaSection
-from training.estimate_settings import PreflightSection
+from training.estimating.estimate_settings import PreflightSection
+from training.keeping.state_settings import StateSection
+from training.looking.early_stopping_settings import EarlyStoppingSection
+from training.looking.preview_settings import PreviewSection
+from training.looking.validation_settings import ValidationSection
 from training.phase_settings import PhaseSection
-from training.preview_settings import PreviewSection
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
 from training.small_card_settings import SmallCardSection
-from training.state_settings import StateSection
-from training.validation_settings import ValidationSection
 from wan.memory.policy_names import policy_problems
 from wan.variants import TASKS, find_task
 

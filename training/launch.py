@@ -15,7 +15,7 @@ from common.errors import ConfigError
 from common.logs import get_logger
 from training.config import FP16_REFUSED, LoggingSection, SavingSection, SpeedSection, TrainConfig
 from training.parallel import Processes
-from training.trackers import log_folder, tracker_names
+from training.telling.trackers import log_folder, tracker_names
 
 log = get_logger(__name__)
 

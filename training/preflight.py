@@ -27,7 +27,7 @@ from training.cached_sound import refuse_other_sound, sound_options
 from training.checkpoints import check_writable
 from training.clips import find_clips, find_dataset, read_one, require_null_text
 from training.config import NetworkSection, TrainConfig
-from training.held_out import hold_out, listed_names
+from training.looking.held_out import hold_out, listed_names
 from training.optimizers import optimizer_class, parse_arguments
 from training.phase_table import PhaseEntry, read_phases
 from training.phases import Phase, plan_phases

@@ -11,7 +11,7 @@ import sys
 import tempfile
 
 from benchmarks.faults.runs import Training, differences, prepare
-from training.states import find_states, read_state
+from training.keeping.states import find_states, read_state
 
 STEPS = ("--max_train_steps", "12", "--save_state_every_n_steps", "3")
 

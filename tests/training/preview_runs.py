@@ -14,10 +14,10 @@ from training import preflight
 from training.build import build_network, load_base
 from training.callbacks import Callback
 from training.config import TrainConfig
+from training.looking.preview_plan import prepare_previews
+from training.looking.previews import Previews
 from training.loop import Loop, LoopSettings
 from training.parallel import Processes
-from training.preview_plan import prepare_previews
-from training.previews import Previews
 from wan.modules.dit import WanDiT
 
 

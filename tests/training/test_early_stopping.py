@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.training.line import DATA, Line, Measured, Saves, fit, go_on
-from training.best import BestCheckpoint, Metric
 from training.callbacks import Callback, Outcome, Run, RunState
 from training.checkpoints import CheckpointPlan, Checkpoints
-from training.early_stopping import EarlyStopping, Patience
-from training.reports import StepLog
+from training.keeping.best import BestCheckpoint, Metric
+from training.looking.early_stopping import EarlyStopping, Patience
+from training.telling.reports import StepLog
 
 NAN = float("nan")
 

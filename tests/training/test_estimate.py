@@ -12,8 +12,8 @@ from common.errors import ConfigError
 from tests.training.runs import settings
 from training import train
 from training.checkpoints import CheckpointPlan
-from training.disk_estimate import FileCounts, count_files
-from training.memory_estimate import SavedNetwork
+from training.estimating.disk_estimate import FileCounts, count_files
+from training.estimating.memory_estimate import SavedNetwork
 
 
 def test_a_dry_run_tells_all_and_writes_nothing(talking: Path, weights: Path, tmp_path: Path, root: Path) -> None:

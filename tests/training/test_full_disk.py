@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from tests.training.line import DATA, Line, Measured, fit, go_on, loop_of
-from training.best import BestCheckpoint, Metric
 from training.callbacks import Callback, Outcome, Run, RunState, StepReport
 from training.checkpoints import CheckpointPlan, Checkpoints
-from training.loss_plot import LossHistory
-from training.noise_levels import NoiseLevels
-from training.reports import StepLog
-from training.run_record import FILE, RecordKeeper, RunRecord
-from training.summary import PAGE, RunSummary, Sources
+from training.keeping.best import BestCheckpoint, Metric
+from training.keeping.run_record import FILE, RecordKeeper, RunRecord
+from training.telling.loss_plot import LossHistory
+from training.telling.noise_levels import NoiseLevels
+from training.telling.reports import StepLog
+from training.telling.summary import PAGE, RunSummary, Sources
 
 
 def blocked(path: Path) -> Path:

@@ -10,9 +10,9 @@ from common.errors import ConfigError
 from dataset.plan import TrainingItem
 from tests.training.cached_clips import bare, talking
 from training.clips import EpochBatches
-from training.held_out import hold_out, listed_names
+from training.looking.held_out import hold_out, listed_names
+from training.looking.validation import chosen
 from training.parallel import Processes
-from training.validation import chosen
 
 
 def contents(clips: list[TrainingItem]) -> set[str]:

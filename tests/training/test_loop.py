@@ -13,7 +13,7 @@ from training.callbacks import Callback, Outcome, Run, RunState, StepReport
 from training.checkpoints import CheckpointPlan, Checkpoints
 from training.loop import BatchLoss, Loop, LoopSettings, NonFiniteLoss
 from training.parallel import Processes
-from training.reports import ProgressLine, StepLog
+from training.telling.reports import ProgressLine, StepLog
 
 
 class Events(Callback):

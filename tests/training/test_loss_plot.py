@@ -8,7 +8,7 @@ import pytest
 import tests.training.line
 from tests.training.line import DATA, Line, Saves, fit, go_on
 from training.callbacks import Callback, Run, StepReport
-from training.loss_plot import (
+from training.telling.loss_plot import (
     PICTURE,
     TABLE,
     LossHistory,
@@ -20,7 +20,7 @@ from training.loss_plot import (
     read_history,
     thinned,
 )
-from training.reports import StepLog
+from training.telling.reports import StepLog
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -10,7 +10,7 @@ import torch
 from common.errors import ConfigError
 from tests.training.runs import settings
 from training import train
-from training.memory_choice import settle
+from training.estimating.memory_choice import settle
 from wan.memory.planner import Step
 from wan.memory.policies import parse_policies
 from wan.variants import Variant

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from common.features import FeatureBatch
 from common.timebase import video_frame_count
-from training.estimate import fitting_tokens
-from training.flops import flops
-from training.live_bytes import BLOCK, LiveBytes, counted_fakes
-from training.memory_estimate import estimate_memory, savings, state_bytes_per_number
-from training.trial import Portions, Recipe, StepInputs, Trial, empty_dit, portions
+from training.estimating.estimate import fitting_tokens
+from training.estimating.flops import flops
+from training.estimating.live_bytes import BLOCK, LiveBytes, counted_fakes
+from training.estimating.memory_estimate import estimate_memory, savings, state_bytes_per_number
+from training.estimating.trial import Portions, Recipe, StepInputs, Trial, empty_dit, portions
 from wan.conditions.given_frames import with_first_frame_given
 from wan.memory.fp8 import Fp8Settings
 from wan.variants import Variant

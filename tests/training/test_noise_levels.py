@@ -11,10 +11,10 @@ from tests.training.test_validation import fit as fit_video
 from tests.training.test_validation import real_job
 from training.clips import EpochBatches
 from training.loop import BatchLoss
-from training.noise_levels import BINS, PICTURE, NoiseLevels, bin_of
 from training.parallel import GradientBucket, Processes
 from training.step import draw
-from training.timestep_plot import expected_shares, histogram
+from training.telling.noise_levels import BINS, PICTURE, NoiseLevels, bin_of
+from training.telling.timestep_plot import expected_shares, histogram
 from training.timesteps import TimestepSettings, sigmas
 
 FLAT = [1 / BINS] * BINS

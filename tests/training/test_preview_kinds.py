@@ -16,20 +16,20 @@ from tests.training.preview_runs import config_of, models, write_prompts
 from tests.training.runs import prepare_data, settings
 from training import train
 from training.config import TrainConfig
-import training.preview_plan
-import training.previews
+import training.looking.preview_plan
+import training.looking.previews
 
 
 def made_twice(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Frames of the run's last preview, and of what its record makes, before any codec."""
     results = []
-    write = training.previews.write_preview
+    write = training.looking.previews.write_preview
 
     def remember(video: Path, *others: Any) -> list[Path]:
         results.append((video, others[0]))
         return write(video, *others)
 
-    monkeypatch.setattr(training.previews, "write_preview", remember)
+    monkeypatch.setattr(training.looking.previews, "write_preview", remember)
     train(config)
     video, result = results[-1]
     record = ["--config_file", str(video.with_suffix(".json"))]
@@ -54,12 +54,12 @@ def test_a_sound_of_several_chunks(talking: Path, weights: Path, root: Path, tmp
     sound = read_sound(root / "examples" / "demo" / "clips" / "head_007.mp4")
     soundfile.write(tmp_path / "long.wav", sound.samples.T[:sound.sample_rate * 17 // 25], sound.sample_rate)
     prompts.write_text("a head --i face.png --a long.wav --w 32 --h 32 --s 2 --l 1\n", encoding="utf-8")
-    base = training.preview_plan.base_request
+    base = training.looking.preview_plan.base_request
 
     def in_chunks(*arguments: Any) -> GenerationRequest:
         return base(*arguments).model_copy(update={"chunk_frames": 9, "overlap_frame": 5})
 
-    monkeypatch.setattr(training.preview_plan, "base_request", in_chunks)
+    monkeypatch.setattr(training.looking.preview_plan, "base_request", in_chunks)
     made, again = made_twice(config_of(talking, weights, tmp_path / "out", prompts, max_train_steps=1), monkeypatch)
     assert made.shape[1] == 17 and torch.equal(made, again)
     assert not list((tmp_path / "out" / "sample").glob("*.parts"))

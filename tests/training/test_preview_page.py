@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from training.modal_copy import ModalCopy
-from training.preview_page import page, read_previews, write_page
+from training.looking.modal_copy import ModalCopy
+from training.looking.preview_page import page, read_previews, write_page
 
 
 def leave(folder: Path, name: str, step: int, number: int, *, prompt: str = "a head speaks", **training: Any) -> str:

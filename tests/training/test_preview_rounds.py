@@ -18,7 +18,7 @@ from tests.training.preview_runs import config_of, loop_of, models, ready, write
 from tests.training.runs import settings
 from training import train
 import training.build
-from training.preview_page import read_previews
+from training.looking.preview_page import read_previews
 from training.signals import Interrupted
 from training.step import draw
 from training.timesteps import TimestepSettings, sigmas

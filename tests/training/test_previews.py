@@ -24,7 +24,7 @@ from inference.result import GenerationResult
 from tests.training.preview_runs import models, write_prompts
 from tests.training.runs import losses, settings
 from training import train
-import training.previews as module
+import training.looking.previews as module
 
 LEARNING: dict[str, Any] = {"network_args": ["conditions=omniavatar_add"], "learning_rate": 1e-2,
                             "network_dropout": 0.2, "max_train_steps": 4, "save_every_n_steps": 2}

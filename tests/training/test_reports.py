@@ -12,8 +12,8 @@ import torch
 
 from tests.training.line import DATA, Line, Measured, Saves, fit, go_on
 from training.callbacks import Callback, Run, RunState, StepReport
-from training.memory_report import GIB, DeviceMemory, Smi, device_memory
-from training.reports import ProgressLine, StepLog
+from training.telling.memory_report import GIB, DeviceMemory, Smi, device_memory
+from training.telling.reports import ProgressLine, StepLog
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:

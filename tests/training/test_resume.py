@@ -22,10 +22,10 @@ from tests.training.runs import settings
 from training import train
 from training.config import TrainConfig
 from training.guard import NonFiniteLoss
-from training.resume import rules_table, sufficient_reason
-from training.resume_rules import RULES, Rule
+from training.keeping.resume import rules_table, sufficient_reason
+from training.keeping.resume_rules import RULES, Rule
+from training.keeping.state_settings import StateSection
 from training.signals import Interrupted
-from training.state_settings import StateSection
 
 
 def end(out: Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import pytest
 
 from common.config import flags_of
 from training.config import TrainConfig
-from training.resume import plain_values
-from training.resume_rules import RULES, Rule, refusals, told
+from training.keeping.resume import plain_values
+from training.keeping.resume_rules import RULES, Rule, refusals, told
 
 
 def settings() -> dict[str, Any]:

@@ -8,8 +8,8 @@ import pytest
 
 from tests.training.line import DATA, Line, Measured, Saves, fit, go_on
 from training.checkpoints import CheckpointPlan, Checkpoints
-from training.run_record import FILE, HISTORY, RecordKeeper, RunRecord, move_corrupt, read_record
-from training.states import state_path, write_state
+from training.keeping.run_record import FILE, HISTORY, RecordKeeper, RunRecord, move_corrupt, read_record
+from training.keeping.states import state_path, write_state
 
 SCHEMA = {"schema": int, "name": str, "run_id": str, "status": str, "reason": str, "step": int, "epoch": int,
           "total_steps": int, "started": str, "updated": str, "starts": int, "states": list, "checkpoints": list,

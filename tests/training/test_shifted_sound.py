@@ -7,7 +7,7 @@ import torch
 
 from common.features import FeatureBatch, FeatureSpec, TensorSpec
 from tests.training.cached_clips import AUDIO, bare, talking
-from training.shifted_sound import (
+from training.looking.shifted_sound import (
     compared_frames,
     moved,
     shortest_clip,

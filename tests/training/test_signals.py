@@ -16,10 +16,10 @@ from common.errors import run as run_script
 from tests.training.line import DATA, Constant, Line, fit
 from training.callbacks import Callback, Outcome, Run, StepReport
 from training.guard import ExplodedLoss, Guard
+from training.keeping.snapshot import Snapshot
 from training.loop import BatchLoss, Loop, LoopSettings
 from training.parallel import Processes
 from training.signals import Interrupted, StopWish
-from training.snapshot import Snapshot
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are sent as POSIX sends them")
 

@@ -14,7 +14,7 @@ from tests.demo_clips import copy_clips, toml_text
 from tests.training.runs import losses, settings, validations
 from training import train
 from training.clips import find_clips, read_one
-from training.shifted_sound import with_sound_moved
+from training.looking.shifted_sound import with_sound_moved
 from wan.variants import find_task
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from common.errors import ConfigError
-from training.states import (
+from training.keeping.states import (
     clear_newer,
     find_states,
     newest_whole,
@@ -94,7 +94,7 @@ def test_a_state_of_the_same_step_is_replaced(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from training.states import state_path, write_state
+from training.keeping.states import state_path, write_state
 def part(to):
     to.write_bytes(b"half of it")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -10,10 +10,10 @@ from common.errors import UserError
 from tests.training.line import DATA, Line, Measured, Saves, fit, go_on
 from training.callbacks import Callback, LevelFigures, Outcome, Run, StepReport, ValidationReport
 from training.loop import NonFiniteLoss
-from training.noise_levels import LevelRow
-from training.reports import StepLog
 from training.signals import Interrupted
-from training.summary import PAGE, RunSummary, Sources, error_words, failures_of, files_in
+from training.telling.noise_levels import LevelRow
+from training.telling.reports import StepLog
+from training.telling.summary import PAGE, RunSummary, Sources, error_words, failures_of, files_in
 
 
 def page(folder: Path) -> str:

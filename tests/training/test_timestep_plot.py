@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.timestep_plot import as_text, histogram, save_image
+from training.telling.timestep_plot import as_text, histogram, save_image
 from training.timesteps import TimestepSettings
 
 

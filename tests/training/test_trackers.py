@@ -8,7 +8,7 @@ import pytest
 
 from training.callbacks import AudioGap, LevelFigures, Outcome, StepReport, ValidationReport
 from training.config import LoggingSection, TrainConfig
-from training.trackers import Trackers, log_folder, plain_settings, tracker_names
+from training.telling.trackers import Trackers, log_folder, plain_settings, tracker_names
 
 REPORT = StepReport(step=1, epoch=1, loss=0.5, average_loss=0.5, grad_norm=1.0, learning_rates={"lora": 1e-4},
                     seconds=0.1, samples=1)

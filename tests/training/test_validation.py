@@ -19,12 +19,19 @@ from tests.training.cached_clips import cached, talking
 from training.callbacks import Callback, LevelFigures, Run, RunState, ValidationReport
 from training.clips import EpochBatches
 from training.job import JobSettings, VideoJob
+from training.looking.validation import (
+    ClipFigures,
+    Validation,
+    ValidationSettings,
+    default_distance,
+    measure_clip,
+    summary,
+)
+from training.looking.validation import measuring as measuring_
 from training.loop import Loop, LoopSettings
 from training.parallel import Processes
-from training.reports import StepLog
+from training.telling.reports import StepLog
 from training.timesteps import TimestepSettings
-from training.validation import ClipFigures, Validation, ValidationSettings, default_distance, measure_clip, summary
-from training.validation import measuring as measuring_
 from wan.conditions.base import Condition, ConditionState
 from wan.conditions.omniavatar_add import OmniAvatarAdd, OmniAvatarSettings
 from wan.modules.dit import WanDiT

@@ -12,8 +12,8 @@ import pytest
 from tests.training.cached_clips import talking
 from tests.training.test_validation import SIGMAS, Reports, fit, real_job
 from training.callbacks import Callback, Run, RunState
+from training.looking.validation import Validation, ValidationSettings
 from training.signals import Interrupted
-from training.validation import Validation, ValidationSettings
 
 
 class TwiceLooked(Callback):

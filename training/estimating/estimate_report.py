@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.dtypes import dtype_name
-from training.disk_estimate import Disk
-from training.memory_estimate import CONTEXT, GIB, Memory, Saving
-from training.reports import duration
-from training.step_time import KNOWN_RATE, KNOWN_RATE_NAME, Size, Speed
-from training.trial import Recipe
+from training.estimating.disk_estimate import Disk
+from training.estimating.memory_estimate import CONTEXT, GIB, Memory, Saving
+from training.estimating.step_time import KNOWN_RATE, KNOWN_RATE_NAME, Size, Speed
+from training.estimating.trial import Recipe
+from training.telling.reports import duration
 
 _SHOWN = 8
 _TERA = 1e12

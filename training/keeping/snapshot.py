@@ -14,9 +14,9 @@ from common.errors import ConfigError
 from common.tensorfile import load_tensors
 from common.treefile import load_tree, save_tree
 from training.callbacks import RunState
+from training.keeping.states import SavedState, write_state
 from training.loop import Loop
 from training.schedules import set_rates
-from training.states import SavedState, write_state
 
 NETWORK, OPTIMIZER, RUN = "network.safetensors", "optimizer.safetensors", "run.safetensors"
 

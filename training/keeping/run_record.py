@@ -17,7 +17,7 @@ from common.atomic import write_text
 from common.errors import ConfigError
 from common.logs import get_logger
 from training.callbacks import Onlooker, Outcome, Run, ValidationReport
-from training.states import find_states, put_aside, read_state
+from training.keeping.states import find_states, put_aside, read_state
 
 log = get_logger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, ClassVar
 from common.logs import get_logger
 from common.progress import progress
 from training.callbacks import Callback, Onlooker, Outcome, Run, StepReport, ValidationReport
-from training.memory_report import Smi, device_memory
+from training.telling.memory_report import Smi, device_memory
 
 log = get_logger(__name__)
 

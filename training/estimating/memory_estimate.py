@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from common.logs import get_logger
-from training.live_bytes import LiveBytes, counted_fakes, fake_like
+from training.estimating.live_bytes import LiveBytes, counted_fakes, fake_like
+from training.estimating.trial import Portions, Recipe, StepInputs, Trial, empty_dit, portions
 from training.optimizers import build_optimizer, optimizer_class
-from training.trial import Portions, Recipe, StepInputs, Trial, empty_dit, portions
 from wan.memory.estimate import Holding, memory_need
 from wan.memory.fp8 import Fp8Settings
 from wan.memory.planner import Step

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from common.logs import get_logger
-from training.best import Metric
 from training.callbacks import Callback, Run, ValidationReport
+from training.keeping.best import Metric
 
 log = get_logger(__name__)
 

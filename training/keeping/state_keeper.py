@@ -10,9 +10,9 @@ from typing import Any
 from common.logs import get_logger
 from training.callbacks import Callback, Outcome, Run, StepReport
 from training.guard import BrokenStep
+from training.keeping.snapshot import Snapshot
+from training.keeping.states import find_states, remove_state, state_path, step_of
 from training.loop import Loop
-from training.snapshot import Snapshot
-from training.states import find_states, remove_state, state_path, step_of
 
 log = get_logger(__name__)
 

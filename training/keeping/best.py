@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from common.logs import get_logger
 from training.callbacks import Callback, Run, RunState, ValidationReport
-from training.states import put_aside
+from training.keeping.states import put_aside
 
 log = get_logger(__name__)
 

@@ -5,19 +5,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.best import BestCheckpoint, Metric
 from training.callbacks import Callback, Outcome, RunState
 from training.checkpoints import CheckpointPlan
 from training.config import TrainConfig
-from training.early_stopping import EarlyStopping, Patience
-from training.loss_plot import LossHistory
-from training.noise_levels import BINS, NoiseLevels
+from training.keeping.best import BestCheckpoint, Metric
+from training.looking.early_stopping import EarlyStopping, Patience
 from training.preflight import Plan, timestep_settings
-from training.reports import ProgressLine, StepLog
 from training.showing import SOUND
-from training.summary import RunSummary, Sources, failures_of
-from training.timestep_plot import expected_shares
-from training.trackers import Trackers, plain_settings
+from training.telling.loss_plot import LossHistory
+from training.telling.noise_levels import BINS, NoiseLevels
+from training.telling.reports import ProgressLine, StepLog
+from training.telling.summary import RunSummary, Sources, failures_of
+from training.telling.timestep_plot import expected_shares
+from training.telling.trackers import Trackers, plain_settings
 
 
 def watchers(config: TrainConfig, plan: Plan, files: CheckpointPlan, *, write: Callable[[Path, RunState], None],

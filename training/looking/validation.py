@@ -21,7 +21,7 @@ from dataset.plan import TrainingItem
 from training.callbacks import AudioGap, Callback, LevelFigures, Run, StepReport, ValidationReport
 from training.clips import read_one
 from training.job import VideoJob
-from training.shifted_sound import (
+from training.looking.shifted_sound import (
     SHIFT_FRAMES,
     SOUND,
     compared_frames,

@@ -22,11 +22,11 @@ from inference.prompts import PromptEntry, read_prompts
 from inference.request import GenerationRequest
 from training.config import TrainConfig
 from training.launch import base_dtype
+from training.looking.preview_clips import held_out_prompts
+from training.looking.preview_files import FOLDER
 from training.outcome import origin_of
 from training.parallel import Processes
 from training.preflight import Plan
-from training.preview_clips import held_out_prompts
-from training.preview_files import FOLDER
 
 ATTENTION = {"flash_attn": "flash"}
 """Training's names of back ends that generate_video.py calls otherwise; what it does not have is torch's there."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from common.config import Section, flag
-from training.validation_settings import NEEDS_CLIPS
+from training.looking.validation_settings import NEEDS_CLIPS
 
 
 class EarlyStoppingSection(Section):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from training.callbacks import Onlooker, Outcome, Run, StepReport
-from training.timestep_plot import draw_drawn
+from training.telling.timestep_plot import draw_drawn
 
 PICTURE = "timesteps.png"
 BINS = 50

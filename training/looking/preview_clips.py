@@ -15,11 +15,11 @@ from dataset.plan import TrainingItem
 from inference.prompts import PromptEntry
 from inference.request import GenerationRequest
 from training.config import TrainConfig
+from training.looking.preview_files import FOLDER, HELD_OUT, write_sound
+from training.looking.validation import chosen
 from training.parallel import Processes
 from training.preflight import Plan
-from training.preview_files import FOLDER, HELD_OUT, write_sound
 from training.showing import REFERENCE, SOUND
-from training.validation import chosen
 
 
 def held_out_prompts(config: TrainConfig, plan: Plan, base: GenerationRequest, processes: Processes

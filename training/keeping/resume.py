@@ -17,14 +17,14 @@ from common.fingerprint import weights_fingerprint
 from common.logs import get_logger
 from training.clips import EpochBatches
 from training.config import TrainConfig
+from training.keeping.resume_rules import RULES, Rule, changed, plain, refusals, told
+from training.keeping.run_record import FILE, RunRecord, move_corrupt, read_record
+from training.keeping.state_settings import StateSection
+from training.keeping.states import SavedState, clear_newer, newest_whole, read_state, sweep
+from training.looking.preview_files import FOLDER as PREVIEWS
+from training.looking.preview_files import HELD_OUT
+from training.looking.preview_page import write_page
 from training.phases import current_phase
-from training.preview_files import FOLDER as PREVIEWS
-from training.preview_files import HELD_OUT
-from training.preview_page import write_page
-from training.resume_rules import RULES, Rule, changed, plain, refusals, told
-from training.run_record import FILE, RunRecord, move_corrupt, read_record
-from training.state_settings import StateSection
-from training.states import SavedState, clear_newer, newest_whole, read_state, sweep
 
 log = get_logger(__name__)
 

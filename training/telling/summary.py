@@ -12,10 +12,10 @@ from common.atomic import write_text
 from common.errors import UserError
 from common.logs import get_logger
 from training.callbacks import Callback, Onlooker, Outcome, Run, RunState
-from training.loss_plot import RunHistory, read_history
-from training.memory_report import GIB, device_memory
-from training.noise_levels import LevelRow
-from training.reports import duration
+from training.telling.loss_plot import RunHistory, read_history
+from training.telling.memory_report import GIB, device_memory
+from training.telling.noise_levels import LevelRow
+from training.telling.reports import duration
 
 log = get_logger(__name__)
 

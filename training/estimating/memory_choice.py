@@ -8,9 +8,9 @@ from common.errors import ConfigError
 from common.logs import get_logger
 from training.clips import EpochBatches
 from training.config import TrainConfig
-from training.estimate import largest_inputs, recipe_of
+from training.estimating.estimate import largest_inputs, recipe_of
+from training.estimating.memory_estimate import CONTEXT, GIB, Memory, estimate_memory
 from training.fitting import largest_batch
-from training.memory_estimate import CONTEXT, GIB, Memory, estimate_memory
 from training.preflight import Plan
 from wan.memory.estimate import Holding, block_bytes
 from wan.memory.planner import MARGIN, Step, as_text, choose

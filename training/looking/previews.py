@@ -13,12 +13,12 @@ from common.devices import free_memory
 from common.logs import get_logger
 from inference.inputs import Prepared
 from training.callbacks import Callback, Outcome, Run, StepReport, ValidationReport
-from training.modal_copy import ModalCopy
+from training.looking.modal_copy import ModalCopy
+from training.looking.preview_files import stem_of, write_preview
+from training.looking.preview_page import PAGE, write_page
+from training.looking.preview_plan import Piece, PreparedPreviews
+from training.looking.validation import measuring
 from training.parallel import MeetingPoint
-from training.preview_files import stem_of, write_preview
-from training.preview_page import PAGE, write_page
-from training.preview_plan import Piece, PreparedPreviews
-from training.validation import measuring
 from wan.modules.dit import WanDiT
 
 log = get_logger(__name__)

@@ -13,8 +13,8 @@ import torch
 
 from common.devices import free_memory
 from common.logs import get_logger
-from training.flops import flops
-from training.trial import Portions, Recipe, StepInputs, Trial, empty_dit
+from training.estimating.flops import flops
+from training.estimating.trial import Portions, Recipe, StepInputs, Trial, empty_dit
 
 log = get_logger(__name__)
 

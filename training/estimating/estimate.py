@@ -1,6 +1,6 @@
 """The preflight: what a run will need, worked out before any long work, and told as a table.
 
-Memory comes from `training.memory_estimate`, seconds from `training.step_time`, disk from `training.disk_estimate`.
+Memory comes from `memory_estimate`, seconds from `step_time`, disk from `disk_estimate`.
 """
 
 from collections import Counter
@@ -18,17 +18,17 @@ from training.budget import tokens
 from training.checkpoints import CheckpointPlan
 from training.clips import EpochBatches
 from training.config import TrainConfig
-from training.disk_estimate import Disk, FileCounts, count_files, free_bytes
-from training.estimate_report import Figures, Room, ValidationCost, as_text, options_text
+from training.estimating.disk_estimate import Disk, FileCounts, count_files, free_bytes
+from training.estimating.estimate_report import Figures, Room, ValidationCost, as_text, options_text
+from training.estimating.flops import flops
+from training.estimating.memory_estimate import GIB, Memory, Saving, estimate_memory, savings
+from training.estimating.step_time import Size, Speed, speed
+from training.estimating.trial import Recipe, StepInputs, inputs_of
 from training.fitting import fp8_of
-from training.flops import flops
 from training.launch import base_dtype
+from training.looking.validation import chosen, default_distance, passes_of
 from training.loop import LoopSettings
-from training.memory_estimate import GIB, Memory, Saving, estimate_memory, savings
 from training.preflight import Plan
-from training.step_time import Size, Speed, speed
-from training.trial import Recipe, StepInputs, inputs_of
-from training.validation import chosen, default_distance, passes_of
 from wan.weights.dit import inspect_dit
 
 log = get_logger(__name__)

@@ -1,0 +1,1 @@
+"""What a user sees of a run: lines, logs, pictures, trackers, the final page."""
