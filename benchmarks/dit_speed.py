@@ -5,8 +5,8 @@
     python -m benchmarks.dit_speed RESULT_DIR --tiny          # on the CPU, to see that it runs
 
 Each row is a step of the trainer's own parts (`training.estimating.trial`: model, LoRA r = 32 on every linear of the
-blocks, bucket, AdamW) in a process of its own, batch 1; the median of some steps after two for warming up. The machine's
-ceilings (bf16 product, attention) are measured in the same run. Every row appends a line to
+blocks, bucket, AdamW) in a process of its own, batch 1; the median of some steps after two for warming up. The
+machine's ceilings (bf16 product, attention) are measured in the same run. Every row appends a line to
 RESULT_DIR/dit_speed.jsonl; the table is printed from that file.
 """
 
