@@ -128,7 +128,7 @@ def test_options_save_what_they_promise() -> None:
 
 def test_what_waits_in_host_memory_is_not_on_the_device() -> None:
     """Four blocks through a ring of two free two blocks; of four inputs two stay: 3 x 8 x 8 tokens, 128 wide."""
-    recipe = replace(PLAIN, checkpointing=True)
+    recipe = replace(PLAIN, activations="full")
     plain = estimate_memory(recipe, batch())
     small = estimate_memory(replace(recipe, swapped=4, offloads=True), batch())
     block = sum(tensor.nbytes for tensor in empty_dit(PLAIN).blocks[0].parameters())
