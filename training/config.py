@@ -94,11 +94,10 @@ class SpeedSection(Section):
               "attention (self-attention is kept), full (all is computed again, as --gradient_checkpointing), a mix "
               "such as matmuls:15,attention, or auto: the fastest that fits on this GPU, with block swap where it must "
               "be (docs/performance.md)")
-    compile: bool = flag(False, "compile the blocks (on a GPU that is the default); the first step of each size takes "
-                                "a minute longer, the others a fifth to a third less",
-                         differs="on by default on a GPU, a block at a time and whole; where a block cannot be "
-                                 "compiled it runs uncompiled and one line says why")
-    no_compile: bool = flag(False, "leave the blocks uncompiled on a GPU too")
+    compile: bool = flag(False, "compile the blocks: the first step of each size takes a minute longer, the others a "
+                                "fifth to a third less (docs/performance.md)",
+                         differs="a block at a time and whole; where a block cannot be compiled it runs uncompiled and "
+                                 "one line says why")
     compile_backend: str = flag("inductor", "torch.compile's backend")
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = flag(
         None, "torch.compile's mode (default: default)")
@@ -117,8 +116,6 @@ class SpeedSection(Section):
             yield f"--attn_mode, --sdpa and --flash_attn name {' and '.join(sorted(chosen))}. Give one."
         if self.mixed_precision == "fp16":
             yield FP16_REFUSED
-        if self.compile and self.no_compile:
-            yield "--compile and --no_compile contradict each other. Give one."
         if self.memory is not None and self.gradient_checkpointing:
             yield "--gradient_checkpointing is --memory full. Give one of the two."
         if self.memory not in (None, "auto"):
@@ -138,10 +135,6 @@ class SpeedSection(Section):
     def activations(self) -> str:
         """Activation policies as text; `auto` is not decided yet."""
         return self.memory or ("full" if self.gradient_checkpointing else "none")
-
-    def compiles(self, device: str) -> bool:
-        """Whether blocks are compiled on a device of this type."""
-        return not self.no_compile and (self.compile or device == "cuda")
 
 
 FP16_REFUSED = ("--mixed_precision fp16 is not offered: Wan's activations overflow float16 and small gradients vanish "

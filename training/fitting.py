@@ -61,7 +61,7 @@ def attach(config: TrainConfig, dit: WanDiT) -> None:
     Compiled or not, a block that is swapped or whose input leaves the GPU is recomputed from outside of all that.
     """
     card, speed = config.small_card, config.speed
-    compiled = speed.compiles(dit.device.type)
+    compiled = speed.compile
     moves = card.blocks_to_swap > 0 or card.gradient_checkpointing_cpu_offload
     policies = parse_policies("none" if moves else speed.activations, len(dit.blocks))
     if compiled or set(policies) != {"none"}:
