@@ -156,7 +156,7 @@ def _facts(config: TrainConfig, plan: Plan) -> dict[str, Any]:
         "learning_rate": optimiser.learning_rate, "lr_scheduler": optimiser.lr_scheduler,
         "max_grad_norm": length.max_grad_norm, "seed": length.seed,
         "gradient_accumulation_steps": length.gradient_accumulation_steps,
-        "gradient_checkpointing": speed.gradient_checkpointing, "fp8_base": speed.uses_fp8,
+        "gradient_checkpointing": speed.activations == "full", "fp8_base": speed.uses_fp8,
         "gradient_checkpointing_cpu_offload": config.small_card.gradient_checkpointing_cpu_offload,
         "num_train_items": len(plan.clips), "datasets": dataset_facts(plan.dataset),
         "sd_model_name": config.data.dit.name,

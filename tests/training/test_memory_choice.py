@@ -41,6 +41,7 @@ def test_what_cannot_fit_says_how_much_it_needs() -> None:
 
 @pytest.mark.parametrize("more", [
     {"memory": "attention"}, {"memory": "matmuls:1,full"}, {"memory": "auto"},
+    {"memory": "full", "blocks_to_swap": 3, "gradient_checkpointing_cpu_offload": True},
     {"memory": "none", "compile": True, "compile_backend": "aot_eager"},
     {"memory": "matmuls:2,attention", "compile": True, "compile_backend": "aot_eager"}], ids=str)
 def test_a_run_learns_the_same_however_its_blocks_run(talking: Path, weights: Path, tmp_path: Path,
