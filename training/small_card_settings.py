@@ -28,5 +28,6 @@ class SmallCardSection(Section):
         for name in ("blocks_to_swap", "gradient_checkpointing_cpu_offload"):
             if getattr(self, name) and not recomputes:
                 found.append(f"--{name} needs --gradient_checkpointing (or --memory full): blocks that are not "
-                             "computed again in the backward pass keep their weights and activations on the GPU. Add it.")
+                             "computed again in the backward pass keep their weights and activations on the GPU. "
+                             "Add it.")
         return found
