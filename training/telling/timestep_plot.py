@@ -79,7 +79,7 @@ def draw_drawn(counts: Sequence[int], losses: Sequence[float | None], expected: 
 def _bars(figure: Any, shares: Sequence[float], label: str) -> Any:
     # Margins in inches: matplotlib's own layout engines draw everything once more to find them.
     width, height = SIZE
-    figure.subplots_adjust(left=0.75 / width, right=1 - 0.75 / width, bottom=0.8 / height, top=1 - 0.35 / height)
+    figure.subplots_adjust(left=0.85 / width, right=1 - 0.75 / width, bottom=0.8 / height, top=1 - 0.35 / height)
     axes = figure.add_subplot()
     bar = 1000 / len(shares)
     axes.bar([bar * (number + 0.5) for number in range(len(shares))], shares, width=0.9 * bar, label=label)
