@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, and for the commands that tests start: workers of pytest-xdist share the cores already, and
+# threads that wait for one another on cores that others hold cost more than they bring at these sizes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("OMNITUNER_SHARED", ROOT.parent / "shared"))
 
