@@ -10,6 +10,12 @@ import pytest
 from common.plots import draw
 
 
+@pytest.fixture(autouse=True)
+def nothing_set_aside(set_aside: None) -> None:
+    """As in a run."""
+    gc.unfreeze()
+
+
 class Ring:
     """Refers to itself, as what a run holds may."""
 
