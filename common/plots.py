@@ -3,13 +3,13 @@
 from collections.abc import Callable
 import gc
 import os
-from typing import Any
+from typing import Any, Literal
 
 from common.atomic import atomic_path
 
 
 def draw(paint: Callable[[Any], None], path: str | os.PathLike[str], *, size: tuple[float, float], dpi: int,
-         layout: str | None = None) -> None:
+         layout: Literal["constrained"] | None = None) -> None:
     """Have `paint` draw on a matplotlib Figure of `size` inches, write it as a picture, atomically, and drop it.
 
     A figure refers to itself in many places, so that its memory (some MB each) would come back only when Python looks
@@ -28,7 +28,7 @@ def draw(paint: Callable[[Any], None], path: str | os.PathLike[str], *, size: tu
 
 
 def _write(paint: Callable[[Any], None], path: str | os.PathLike[str], size: tuple[float, float], dpi: int,
-           layout: str | None) -> None:
+           layout: Literal["constrained"] | None) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
