@@ -7,7 +7,8 @@ then (part `fast`) with fp8 products, compiled blocks, each --attention, and the
 
 Weights are made on the device. Beside the rows stand the ceilings of the same run: a bf16 product of 8192^3 and
 attention at the model's shape. Ratios are against the plain forward of this run. A row that fails says why and
-stops no other. Appends a JSON line a row to RESULTS_FOLDER/speed.jsonl and prints a Markdown table. Needs einops, jaxtyping, safetensors and tqdm.
+stops no other. Appends a JSON line a row to RESULTS_FOLDER/speed.jsonl and prints a Markdown table. Needs
+torch, einops, jaxtyping, safetensors and tqdm.
 """
 
 import argparse
@@ -87,6 +88,7 @@ class Bench:
                      for name in ("conditional", "unconditional")}
         self.tokens = shape[2] * shape[3] * shape[4] // 4
         self.plain: float | None = None
+        self.plain_clip: float | None = None
         self.attentions = ["sdpa"]
 
     def velocity(self, cache: StepCache | None = None) -> Callable[[Tensor, float, float, Pass], Tensor]:
@@ -206,8 +208,10 @@ def generations(bench: Bench) -> Iterator[Callable[[], Row]]:
 
     def clip() -> Row:
         velocity, sampling = bench.velocity(), Sampling("euler", len(TIMES), 5.0, TIMES)
-        return bench.row("clip, 4 steps, one pass, with decode", lambda: decode(
+        row = bench.row("clip, 4 steps, one pass, with decode", lambda: decode(
             denoise(velocity, bench.noise, sampling, guidance=ClassifierFree(1.0))), repeats=min(bench.repeats, 2))
+        bench.plain_clip = row.seconds
+        return row
 
     yield from (guided, decoding, clip)
 
@@ -219,7 +223,6 @@ def fast(bench: Bench) -> Iterator[Callable[[], Row]]:
     constants = Constants()
 
     def forward(attention: str) -> Row:
-        torch._dynamo.reset()
         bench.dit.set_attention(attention)
         row = bench.row(f"forward, LoRA merged: fp8 products, compiled, {attention}",
                         lambda: bench.dit(bench.noise, time_of, text, constants=constants))
@@ -235,7 +238,9 @@ def fast(bench: Bench) -> Iterator[Callable[[], Row]]:
 
         row = bench.row(f"clip, 4 steps, one pass, with decode: fp8 products, compiled, {attention}", made,
                         repeats=min(bench.repeats, 2))
-        return replace(row, goal="clip")
+        plain = bench.plain_clip
+        return replace(row, goal="clip", ratio=None if plain is None or row.seconds is None else row.seconds / plain,
+                       note="ratio to the plain clip")
 
     for attention in bench.attentions:
         for work in (forward, clip):
@@ -325,7 +330,7 @@ def main() -> None:
             print(table(rows[-1:], "").splitlines()[-1], flush=True)
             records.add("generation", row=f"{size}: {row.name}", is_tiny=asked.tiny, goal=row.goal, note=row.note,
                         **({"error": row.note} if row.seconds is None else {"seconds": row.seconds}),
-                        **({} if row.ratio is None else {"of_plain": row.ratio}),
+                        **({"of_plain": row.ratio} if row.ratio is not None and row.goal else {}),
                         **({} if row.peak_gib is None else {"allocated_gib": row.peak_gib}))
     facts = records.facts
     print("\n" + table(rows, f"{facts['gpu']}, torch {facts['torch']}, {size}, random weights, commit "

@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="only print rows and parts")
     parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU")
     parser.add_argument("--steps", type=int, help="measured steps of every row")
-    parser.add_argument("--deadline", type=float, default=1e9, help="begin nothing that would end after so many seconds")
+    parser.add_argument("--deadline", type=float, default=1e9, help="begin nothing that would end after this many s")
     parser.add_argument("--commit", help="of what is measured, where the tree came without its history")
     given = parser.parse_args()
     rows, parts = asked_for(given.only)

@@ -132,6 +132,7 @@ def as_record(row: dict[str, Any], size: tuple[int, int, int]) -> dict[str, Any]
     found = {"row": f"VAE {row['what']} {height}x{width}x{frames}: {row['way']}", **row}
     if size == (81, 480, 832):
         found["goal"] = goals.get(row["what"], "")
+    found.pop("of_plain", None)  # of the same precision; the table's plain path is float32
     for old, new in (("s", "seconds"), ("failed", "error"), ("peak_gib", "allocated_gib"),
                      ("of_fp32_plain", "of_plain")):
         if old in found:
@@ -200,8 +201,9 @@ def measure(bench: Bench, task: str, ways: Sequence[int] | None = None) -> None:
             seconds = bench.timed(run, 1)
             if way.speed is None:
                 plain[way.dtype] = seconds
-            row = {"what": task, "way": way.name, "s": seconds, **({"of_fp32_plain": seconds / plain[FP32]} if FP32 in plain else {}),
-                   **({"of_plain": seconds / plain[way.dtype]} if way.dtype in plain else {}),
+            ratios = {name: seconds / plain[dtype] for name, dtype in (("of_fp32_plain", FP32), ("of_plain", way.dtype))
+                      if dtype in plain}
+            row = {"what": task, "way": way.name, "s": seconds, **ratios,
                    "tflops": MFLOP[task] * (bench.shape.width / 96)**2 * frames * height * width / seconds / 1e6,
                    "psnr_db": quality,
                    "first_call_s": first_s}
