@@ -74,8 +74,6 @@ GROUPS: tuple[tuple[Row, ...], ...] = (
     (
         named(I2V, "FA4, fp8 products, mix", activations="matmuls:22,attention", attention="fa4", goal="14B exact",
               seconds=125),
-        named(I2V, "8-bit attention, fp8 products, mix", activations="matmuls:22,attention", attention="cudnn_fp8",
-              goal="14B 8-bit", seconds=120),
         named(I2V, "FA4, fp8 products, fits 44 GiB", activations="fit", attention="fa4", limit=44 * GIB,
               goal="14B 44 GiB", seconds=120),
         named(I2V, "cuDNN, fp8 products, mix", activations="matmuls:22,attention", goal="14B exact", seconds=130),
@@ -108,8 +106,6 @@ GROUPS: tuple[tuple[Row, ...], ...] = (
         named(T2V, "cuDNN, fp8 products", kind="forward", activations="none", goal="forward", seconds=45),
     ), (
         named(SMALL, "FA4, nothing recomputed", activations="none", attention="fa4", goal="1.3B", seconds=60),
-        named(SMALL, "8-bit attention, nothing recomputed", activations="none", attention="cudnn_fp8",
-              goal="1.3B 8-bit", seconds=60),
         named(SMALL, "cuDNN, nothing recomputed", activations="none", goal="1.3B", seconds=60),
         named(SMALL, "plain path", compiled=False, is_plain=True, steps=3, seconds=20),
     ), (
@@ -121,7 +117,8 @@ GROUPS: tuple[tuple[Row, ...], ...] = (
         named(PLAIN, "plain path", task="i2v-14B", seconds=60),
     ),
 )
-"""The most important first. A group shares model, size of the base's numbers and process."""
+"""The most important first. No attention of eight bits has a backward pass here, so only forwards have it.
+A group shares model, size of the base's numbers and process."""
 ROWS = tuple(row for group in GROUPS for row in group)
 """Numbers of `--only` count in these."""
 

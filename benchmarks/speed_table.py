@@ -38,9 +38,9 @@ class Goal:
 
 
 GOALS = (
-    Goal("14B i2v LoRA step, 480x832x81", "14.14 s, 56.9 GiB", 7.5, 6.9, ("14B exact",), ("14B 8-bit",)),
+    Goal("14B i2v LoRA step, 480x832x81", "14.14 s, 56.9 GiB", 7.5, 6.9, ("14B exact",)),
     Goal("same, at most 44 GiB", "14.25 s, 42.9 GiB", 9.0, 8.0, ("14B 44 GiB",), most_gib=44.0),
-    Goal("1.3B t2v LoRA step, 480x832x81", "2.90 s, 10.6 GiB", 1.56, 1.35, ("1.3B",), ("1.3B 8-bit",)),
+    Goal("1.3B t2v LoRA step, 480x832x81", "2.90 s, 10.6 GiB", 1.56, 1.35, ("1.3B",)),
     Goal("14B step, 480x480x25", "", 0.60, 0.57, ("14B square",)),
     Goal("14B forward, LoRA merged, 480x832x81", "3.32 s; compiled 2.77 s", 2.0, 1.88, ("forward",),
          ("forward 8-bit",)),
