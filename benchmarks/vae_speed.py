@@ -6,15 +6,13 @@ Times are medians after warm-up of 81 frames of 480x832 (`--frames`, `--height`,
 latent frame a call, as the original does; its float32 rounds convolutions to TF32, torch's default. PSNR is against
 float32 without TF32. End to end: clips from worker processes through the encoder into files; they are made on the fly
 (`made`: no decoder is measured) or, where PyAV is there, decoded from mp4 by `precompute.run` (`mp4`). One table, and
-JSON lines in ``OUT/vae_speed.jsonl``. A row that fails is told and costs only itself.
+JSON lines in ``OUT/speed.jsonl`` (`benchmarks.speed_table`). A row that fails is told and costs only itself.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 import gc
-import json
 import os
 from pathlib import Path
 import statistics
@@ -30,6 +28,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.random_weights import random_tensor  # noqa: E402
+from benchmarks.records import Records  # noqa: E402
 from wan.memory.vae_speed import VaeSpeed, speed_up  # noqa: E402
 from wan.modules.vae import Vae  # noqa: E402
 from wan.modules.vae_coders import VaeShape  # noqa: E402
@@ -77,7 +76,7 @@ class Bench:
     """Frames, height, width."""
     shape: VaeShape
     rounds: int
-    out: Path | None
+    records: Records | None
     rows: list[dict[str, Any]]
 
     def add(self, **row: Any) -> None:
@@ -85,11 +84,8 @@ class Bench:
         self.rows.append(row)
         print("  " + ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
                                for key, value in row.items()), flush=True)
-        if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
-            with open(self.out / "vae_speed.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(row | {"when": f"{datetime.now():%Y-%m-%d %H:%M}", "torch": torch.__version__,
-                                             "machine": machine(self.device), "size": self.size}) + "\n")
+        if self.records is not None:
+            self.records.add("vae", **as_record(row, self.size), is_tiny=self.shape != VaeShape())
 
     def sync(self) -> None:
         """Wait for the device."""
@@ -129,6 +125,21 @@ class Bench:
         return large.round().to(torch.uint8).to(self.device)
 
 
+def as_record(row: dict[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:
+    """A row as the file of all results has it; one of 81 frames of 480x832 may fill a goal."""
+    frames, height, width = size
+    goals = {"encode": "VAE encode", "decode": "VAE decode", "end to end, mp4": "caching"}
+    found = {"row": f"VAE {row['what']} {height}x{width}x{frames}: {row['way']}", **row}
+    if size == (81, 480, 832):
+        found["goal"] = goals.get(row["what"], "")
+    found.pop("of_plain", None)  # of the same precision; the table's plain path is float32
+    for old, new in (("s", "seconds"), ("failed", "error"), ("peak_gib", "allocated_gib"),
+                     ("of_fp32_plain", "of_plain")):
+        if old in found:
+            found[new] = found.pop(old)
+    return found
+
+
 def machine(device: str) -> str:
     """The device's name."""
     return torch.cuda.get_device_name() if device != "cpu" else f"cpu, {torch.get_num_threads()} threads"
@@ -159,7 +170,7 @@ def ceilings(bench: Bench) -> None:
 
 
 @torch.no_grad()
-def measure(bench: Bench, task: str) -> None:
+def measure(bench: Bench, task: str, ways: Sequence[int] | None = None) -> None:
     """Every way to encode or decode, against the plain one."""
     video = bench.video()
     frames, height, width = bench.size
@@ -170,7 +181,7 @@ def measure(bench: Bench, task: str) -> None:
     torch.backends.cudnn.allow_tf32 = True
     del exact_vae
     plain: dict[torch.dtype, float] = {}
-    for way in WAYS:
+    for way in WAYS if ways is None else [WAYS[number] for number in ways]:
         if bench.device == "cpu" and way.speed is not None and way.speed.compiled:
             continue
         gc.collect()
@@ -190,8 +201,9 @@ def measure(bench: Bench, task: str) -> None:
             seconds = bench.timed(run, 1)
             if way.speed is None:
                 plain[way.dtype] = seconds
-            row = {"what": task, "way": way.name, "s": seconds, "of_fp32_plain": seconds / plain[FP32],
-                   "of_plain": seconds / plain[way.dtype],
+            ratios = {name: seconds / plain[dtype] for name, dtype in (("of_fp32_plain", FP32), ("of_plain", way.dtype))
+                      if dtype in plain}
+            row = {"what": task, "way": way.name, "s": seconds, **ratios,
                    "tflops": MFLOP[task] * (bench.shape.width / 96)**2 * frames * height * width / seconds / 1e6,
                    "psnr_db": quality,
                    "first_call_s": first_s}
@@ -222,7 +234,7 @@ def first_frame(bench: Bench, vae: Vae, latents: Tensor) -> float:
 def main() -> None:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder of vae_speed.jsonl")
+    parser.add_argument("--out", type=Path, help="folder of speed.jsonl")
     parser.add_argument("--parts", default="ceilings,encode,decode,end")
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--height", type=int, default=480)
@@ -230,11 +242,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clips", type=int, default=30, help="that count in the end-to-end rows")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    parser.add_argument("--ways", type=int, nargs="+", help="only these ways, from 0")
+    parser.add_argument("--commit", help="of what is measured, where the tree came without its history")
     parser.add_argument("--tiny", action="store_true", help="a narrow VAE on small clips: does it run?")
     given = parser.parse_args()
     size = (9, 32, 48) if given.tiny else (given.frames, given.height, given.width)
     bench = Bench("cuda" if torch.cuda.is_available() else "cpu", size,
-                  VaeShape(width=8) if given.tiny else VaeShape(), given.rounds, given.out, [])
+                  VaeShape(width=8) if given.tiny else VaeShape(), given.rounds,
+                  None if given.out is None else Records(given.out, commit=given.commit), [])
+    if bench.records is not None and "ceilings" in given.parts.split(","):
+        bench.records.measure_ceilings(bench.device)
     print(f"{machine(bench.device)}, torch {torch.__version__}, {size[0]} frames of {size[1]}x{size[2]}", flush=True)
     for part in given.parts.split(","):
         print(part, flush=True)
@@ -247,7 +264,7 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     end_to_end(bench, Path(folder), clips=6 if given.tiny else given.clips, workers=given.workers)
             else:
-                measure(bench, part)
+                measure(bench, part, given.ways)
         except Exception:  # noqa: BLE001 - the other parts are wanted all the same
             traceback.print_exc()
     table(bench)

@@ -1,8 +1,12 @@
 """The device that work is done on, and what it took."""
 
 import time
+from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def pick_device(name: str | None = None) -> str:
@@ -48,6 +52,24 @@ class Meter:
             torch.cuda.synchronize(self.device)
             return f"{seconds}, peak {torch.cuda.max_memory_allocated(self.device) / 2**30:.2f} GiB on {self.device}"
         return f"{seconds} on {self.device}"
+
+
+def reach(device: "torch.device") -> int:
+    """Bytes that this process can have on a GPU, what it holds already included.
+
+    Within the share that `torch.cuda.set_per_process_memory_fraction` limits it to, which the driver does not know.
+    """
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    # torch 2.8 and older can set the share, and cannot tell it.
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
+    return within_share(free + torch.cuda.memory_reserved(device), total, share)
+
+
+def within_share(there: int, total: int, share: float) -> int:
+    """The lesser of what is there and of the process's share of the whole GPU."""
+    return min(there, int(share * total))
 
 
 def free_memory() -> None:

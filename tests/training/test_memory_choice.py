@@ -10,7 +10,7 @@ import torch
 from common.errors import ConfigError
 from tests.training.runs import settings
 from training import train
-from training.estimating.memory_choice import settle
+from training.estimating.memory_choice import planned, settle
 from wan.memory.planner import Step
 from wan.memory.policies import parse_policies
 from wan.variants import Variant
@@ -32,6 +32,15 @@ def test_a_large_card_keeps_products_and_a_small_one_moves_blocks_out() -> None:
     assert set(parse_policies(middle["memory"], 40)) <= {"matmuls", "attention", "full"}
     assert small["memory"] == "full" and small["gradient_checkpointing_cpu_offload"] and small["blocks_to_swap"] > 20
     assert choice(25, 130) == {"memory": "none"}
+
+
+def test_as_few_blocks_are_moved_out_as_will_do() -> None:
+    step, room = Step(LARGE, 32760, compiled=True), 21 * GIB
+    count = choice(81, 21)["blocks_to_swap"]
+    assert planned(step, STATIC, BLOCK, swapped=count, offloads=True) <= room
+    assert planned(step, STATIC, BLOCK, swapped=count - 1, offloads=True) > room
+    mix = parse_policies(choice(81, 70)["memory"], 40)
+    assert planned(step, STATIC, BLOCK, policies=mix) <= 70 * GIB < planned(step, STATIC, BLOCK, policies=["none"] * 40)
 
 
 def test_what_cannot_fit_says_how_much_it_needs() -> None:

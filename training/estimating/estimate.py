@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from common.devices import reach
 from common.dtypes import parse_dtype
 from common.logs import get_logger
 from dataset.batches import load_batch
@@ -153,9 +154,8 @@ def _room(config: TrainConfig, recipe: Recipe, device: torch.device) -> Room | N
     if given is not None:
         return Room(int(given * GIB), "a device of --preflight_vram", is_whole_device=True)
     if recipe.is_gpu and device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        ours = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return Room(free + ours, f"free on {torch.cuda.get_device_name(device)}")
+        there = reach(device) - torch.cuda.memory_allocated(device)
+        return Room(there, f"free on {torch.cuda.get_device_name(device)}")
     if not recipe.is_gpu:
         import psutil
 
