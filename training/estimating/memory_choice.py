@@ -32,7 +32,7 @@ def decide(config: TrainConfig, plan: Plan, batches: EpochBatches) -> TrainConfi
     free = free_on(device)
     recipe = replace(recipe_of(config, plan, is_gpu=True), activations="full", compiled=False)
     memory = estimate_memory(recipe, largest_inputs(plan, batches))
-    step = Step(plan.variant, largest_batch(plan), config.speed.compile)
+    step = Step(plan.variant, largest_batch(plan), config.speed.compiles)
     block = block_bytes(plan.variant, Holding(recipe.dtype, recipe.fp8))[1]
     found = settle(step, static_bytes(memory), int(free * (1 - MARGIN)) - CONTEXT, block)
     log.info("--memory auto: %.1f GiB are free, what stays there takes %.1f: %s", free / GIB,
