@@ -41,7 +41,7 @@ def sent(tensor: "Tensor", device: "torch.device | str") -> "Tensor":
 
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+    return (tensor if tensor.is_pinned() else tensor.contiguous().pin_memory()).to(device, non_blocking=True)
 
 
 class Meter:

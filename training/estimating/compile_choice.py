@@ -1,6 +1,6 @@
 """`--compile auto`: whether blocks are compiled, decided before the base is read, and one line that says why."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import os
 from pathlib import Path
 import shutil
@@ -109,8 +109,9 @@ def work_of(config: TrainConfig, plan: Plan, batches: EpochBatches, steps: int) 
     sizes: set[tuple[int, int]] = set()
     seconds = 0.0
     for part, count in parts:
+        whole_clips = replace(part, min_frames=None).sampler(1)
+        sizes |= {size for one in whole_clips if any(one.weights) for size in _possible(one, part.min_frames, plan)}
         plans = [one for one in part.sampler(1) if any(one.weights)]
-        sizes |= {size for one in plans for size in _possible(one, part.min_frames, plan)}
         work = sum(_flops(one, config, plan) for one in plans) / max(1, len(plans))
         seconds += work / KNOWN_RATE * count / max(1, whole)
     return Work(steps * config.length.gradient_accumulation_steps, seconds, max(1, len(sizes)))
