@@ -97,7 +97,7 @@ class SpeedSection(Section):
     compile: Literal["auto", "on", "off"] = flag(
         "auto", "compile the blocks: the first step of each size takes a minute longer, the others a fifth to a third "
                 "less; alone it means on, auto is on where CUDA and a compiler are there and the run is long enough to "
-                "win by it, and one line says what was decided (docs/performance.md)", switch=("off", "on"),
+                "win by it, and one line says what was decided (docs/performance.md)",
         differs="a block at a time and whole; where a block cannot be compiled it runs uncompiled and one line says "
                 "why. Without it auto decides")
     compile_backend: str = flag("inductor", "torch.compile's backend")

@@ -58,16 +58,15 @@ class Section(pydantic.BaseModel):
 
 def flag(default: Any = None, help: str = "", *, group: str = "", choices: Iterable[str] | None = None,
          required: bool = False, alias: str | None = None, secret: bool = False, differs: str = "",
-         switch: tuple[Any, Any] | None = None, **limits: Any) -> Any:
+         **limits: Any) -> Any:
     """Field of a Section: one flag with the text that teaches it.
 
     `choices` limits a text to known names. `alias` is an old spelling that is accepted too. A `secret` is never
     printed. `differs` says how the behaviour differs from the trainer that users know under the same spelling; it is
-    told in one line when the flag is used. `switch` are the values (off, on) where it is given as a switch
-    is: alone, or as false and true in a file. `limits` go to pydantic (`ge`, `gt`, `le`, `lt`, `min_length` …).
+    told in one line when the flag is used. `limits` go to pydantic (`ge`, `gt`, `le`, `lt`, `min_length` …).
     """
     extra: Any = {"group": group, "choices": list(choices) if choices is not None else None, "alias": alias,
-                  "secret": secret, "differs": differs, "switch": switch}
+                  "secret": secret, "differs": differs}
     first: Any = PydanticUndefined if required else default
     return pydantic.Field(first, description=help, json_schema_extra=extra, **limits)
 
@@ -123,10 +122,10 @@ class FlagField:
         return self.annotation is bool
 
     @property
-    def switch(self) -> tuple[Any, Any] | None:
-        """Values that stand for (off, on) where it is given as a switch; None where it cannot be."""
-        values: tuple[Any, Any] | None = _extra(self.info, "switch")
-        return values
+    def switch(self) -> tuple[str, str] | None:
+        """("off", "on") where these are among its choices: then it may also be given as a switch is, alone on a command
+        line, or as false and true in a file. None for all others."""
+        return ("off", "on") if {"off", "on"} <= set(self.choices or ()) else None
 
     @property
     def count(self) -> int | None:

@@ -6,6 +6,7 @@ halves; one that acts inside an attention has its blocks run as they are, uncomp
 """
 
 from collections.abc import Callable, Sequence
+import time
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from common.logs import get_logger
-from wan.memory.graphs import GraphLog, graphs_made
+from wan.memory.graphs import GraphLog, graphs_made, use_of
 from wan.memory.policies import Policy, kept_by
 from wan.modules.block import PassInputs, WanAttentionBlock
 from wan.modules.dit import WanDiT
@@ -128,7 +129,7 @@ class _CompiledOrNot:
     def __call__(self, block: WanAttentionBlock, tokens: Tensor, inputs: PassInputs) -> Tensor:
         if not self._works:
             return self._plain(block, tokens, inputs)
-        before = graphs_made()
+        before, started = graphs_made(), time.monotonic()
         try:
             result = self._compiled(block, tokens, inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -137,7 +138,9 @@ class _CompiledOrNot:
             self._graphs.failures.append(told)
             log.warning("a block cannot be compiled and runs uncompiled, slower and with the same numbers: %s", told)
             return self._plain(block, tokens, inputs)
-        self._graphs.note(tokens, graphs_made() - before)
+        if made := graphs_made() - before:
+            log.info("compiled the blocks for %s in %.0f s", use_of(tokens).words, time.monotonic() - started)
+        self._graphs.note(tokens, made)
         return result
 
 

@@ -38,7 +38,7 @@ class GraphLog:
 
     def note(self, tokens: Tensor, made: int) -> None:
         """A compiled part was run on `tokens` and made so many graphs for it."""
-        use = Use(torch.is_grad_enabled(), tokens.shape[0], tokens.shape[1])
+        use = use_of(tokens)
         self.uses.add(use)
         if made:
             self.made[use] += made
@@ -48,6 +48,11 @@ class GraphLog:
         uses, made = self.uses, self.made
         self.uses, self.made = set(), Counter()
         return uses, made
+
+
+def use_of(tokens: Tensor) -> Use:
+    """What a block that is run on `tokens` now is run for."""
+    return Use(torch.is_grad_enabled(), tokens.shape[0], tokens.shape[1])
 
 
 def graphs_made() -> int:
