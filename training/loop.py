@@ -230,6 +230,8 @@ class Loop:
         queued = self._bucket.queue_reduce(self.settings.max_grad_norm, also=[part.per_sample for part in told])
         if self._goes_on:
             batches.look_ahead()
+        for callback in self.callbacks:
+            callback.while_computing(self)
         totals = queued.read()
         self._refuse(totals, seen)
         self.is_between_steps = False

@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.training.line import DATA, Line, fit, loop_of
 from tests.training.test_job import batch, job
 from training.ahead import Ahead
+from training.callbacks import Callback, Run
 from training.guard import NonFiniteLoss
 from training.loop import BatchLoss
 from training.loss import empty_masks
@@ -45,6 +46,18 @@ def test_the_next_batch_is_fetched_before_the_step_is_taken_and_none_beyond_the_
     one = Told()
     fit(one, steps=3)
     assert one.order == ["fetch 0", "loss", "fetch 1", "step", "loss", "fetch 2", "step", "loss", "step"]
+
+
+def test_pictures_are_drawn_between_queueing_a_step_and_taking_it() -> None:
+    one = Told()
+
+    class Draws(Callback):
+        def while_computing(self, run: Run) -> None:
+            assert run.is_between_steps
+            one.order.append(f"draw at {run.state.step}")
+
+    fit(one, Draws(), steps=2)
+    assert one.order == ["fetch 0", "loss", "fetch 1", "draw at 0", "step", "loss", "draw at 1", "step"]
 
 
 def test_a_portion_is_fetched_batch_by_batch() -> None:
