@@ -63,6 +63,7 @@ from training.timesteps import unread_settings
 import wan
 from wan.memory.graphs import GraphLog
 from wan.memory.swap import spread
+from wan.modules.attention_probe import choose_attention
 from wan.modules.dit import WanDiT
 
 log = get_logger(__name__)
@@ -258,11 +259,15 @@ def load_base(config: TrainConfig, plan: Plan, device: torch.device, graphs: Gra
     fp8 = fp8_of(speed, is_stored_in_fp8=plan.is_stored_in_fp8)
     if plan.is_stored_in_fp8 and not speed.uses_fp8:
         log.info("the base's file is float8 and stays so (half the memory of bfloat16; the numbers are the same).")
+    variant = plan.variant
+    attention = choose_attention(speed.attention, device, dtype, heads=variant.heads, head_dim=variant.head_dim,
+                                 trains=True)
+    log.info("attention: %s", attention.words)
     started = time.monotonic()
     tell_need(need_of(config, plan, dtype, fp8))
     dit = wan.load_dit(config.data.dit, dtype=dtype, device=device, transform=plan.merge, fp8=fp8,
                        blocks_on_cpu=spread(config.small_card.blocks_to_swap, plan.variant.layers))
-    dit.set_attention(speed.attention)
+    dit.set_attention(attention.name)
     attach(config, dit, graphs)
     log.info("base %s: %s model, %d wide, %d blocks, %s%s on %s, read in %s", config.data.dit.name,
              plan.variant.family, plan.variant.dim, plan.variant.layers, dtype_name(dtype),

@@ -18,12 +18,13 @@ from training.region_settings import RegionSection
 from training.showing import ShowingSection
 from training.small_card_settings import SmallCardSection
 from wan.memory.policy_names import policy_problems
+from wan.modules.attention_names import ALIASES, AUTO, TRAINING, plain_name
+from wan.modules.attention_names import HELP as ATTENTION_HELP
 from wan.variants import TASKS, find_task
 
 TIMESTEP_RULES = ("sigma", "uniform", "sigmoid", "shift", "flux_shift", "flux2_shift", "ideogram4_shift", "qwen_shift",
                   "krea2_shift", "logsnr", "qinglong_flux", "qinglong_qwen")
 WEIGHTINGS = ("logit_normal", "mode", "cosmap", "sigma_sqrt", "none", "diffsynth_gauss")
-ATTENTION = ("sdpa", "cudnn", "flash_attn", "efficient", "math")
 _PLAIN_NAME = re.compile(r"[^/\\:*?\"<>|\x00-\x1f]+")
 
 
@@ -103,10 +104,10 @@ class SpeedSection(Section):
     compile_backend: str = flag("inductor", "torch.compile's backend")
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = flag(
         None, "torch.compile's mode (default: default)")
-    sdpa: bool = flag(False, "attention by torch (this is the default)")
+    sdpa: bool = flag(False, "attention by torch's own choice of kernel")
     flash_attn: bool = flag(False, "attention by the flash-attn package")
-    attn_mode: str | None = flag(None, "attention by name (default: sdpa, torch's own choice of kernel)",
-                                 choices=ATTENTION)
+    attn_mode: str | None = flag(None, f"attention back end (default: auto): {ATTENTION_HELP}",
+                                 choices=(AUTO, *TRAINING, *ALIASES))
     cuda_allow_tf32: bool = flag(False, "let float32 products on the GPU round to TF32: faster, less exact")
     cuda_cudnn_benchmark: bool = flag(False, "let cuDNN try its kernels on each new shape")
 
@@ -125,8 +126,8 @@ class SpeedSection(Section):
 
     @property
     def attention(self) -> str:
-        """Name of the attention back end."""
-        return self.attn_mode or ("flash_attn" if self.flash_attn else "sdpa")
+        """Name of the attention back end; `auto` is decided by `choose_attention`."""
+        return plain_name(self.attn_mode or ("flash_attn" if self.flash_attn else "sdpa" if self.sdpa else AUTO))
 
     @property
     def uses_fp8(self) -> bool:
