@@ -7,6 +7,7 @@ from common.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 def pick_device(name: str | None = None) -> str:
@@ -29,6 +30,18 @@ def pick_device(name: str | None = None) -> str:
     if kind not in ("cuda", "cpu", "mps"):
         raise ConfigError(f"--device {name}: unknown. Use cuda, cuda:1, mps or cpu.")
     return own if name == "cuda" else name
+
+
+def sent(tensor: "Tensor", device: "torch.device | str") -> "Tensor":
+    """`tensor` on `device`. From the CPU to CUDA it goes through page-locked memory, so that the host does not wait.
+
+    A copy from ordinary memory waits for all that the device still has to do.
+    """
+    import torch
+
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.contiguous().pin_memory()).to(device, non_blocking=True)
 
 
 class Meter:

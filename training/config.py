@@ -95,10 +95,12 @@ class SpeedSection(Section):
               "attention (self-attention is kept), full (all is computed again, as --gradient_checkpointing), a mix "
               "such as matmuls:15,attention, or auto: the fastest that fits on this GPU, with block swap where it must "
               "be (docs/performance.md)")
-    compile: bool = flag(False, "compile the blocks: the first step of each size takes a minute longer, the others a "
-                                "fifth to a third less (docs/performance.md)",
-                         differs="a block at a time and whole; where a block cannot be compiled it runs uncompiled and "
-                                 "one line says why")
+    compile: Literal["auto", "on", "off"] = flag(
+        "auto", "compile the blocks: the first step of each size takes a minute longer, the others a fifth to a third "
+                "less; alone it means on, auto is on where CUDA and a compiler are there and the run is long enough to "
+                "win by it, and one line says what was decided (docs/performance.md)",
+        differs="a block at a time and whole; where a block cannot be compiled it runs uncompiled and one line says "
+                "why. Without it auto decides")
     compile_backend: str = flag("inductor", "torch.compile's backend")
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = flag(
         None, "torch.compile's mode (default: default)")
@@ -131,6 +133,11 @@ class SpeedSection(Section):
     def uses_fp8(self) -> bool:
         """Whether the base's block weights are held as float8."""
         return self.fp8_base or self.fp8_scaled or self.fp8_fast
+
+    @property
+    def compiles(self) -> bool:
+        """Whether blocks are compiled; `auto` is not decided yet, and counts as off."""
+        return self.compile == "on"
 
     @property
     def activations(self) -> str:
@@ -317,9 +324,13 @@ class TrainConfig(Section):
     preflight: PreflightSection
     logging: LoggingSection
 
-    def for_later_starts(self) -> "TrainConfig":
-        """The settings without what was asked of one start alone, such as `--force`: what goes on with this run."""
-        return self.model_copy(update={"state": self.state.for_later_starts()})
+    def for_later_starts(self, *, compile: str) -> "TrainConfig":
+        """The settings without what was asked of one start alone, such as `--force`: what goes on with this run.
+
+        `compile` is --compile as it was asked for: what `auto` comes to is decided anew, by machine and steps left.
+        """
+        speed = self.speed.model_copy(update={"compile": compile})
+        return self.model_copy(update={"state": self.state.for_later_starts(), "speed": speed})
 
     def problems(self) -> Iterable[str]:
         """What waits for held-out clips needs some."""

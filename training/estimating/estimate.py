@@ -90,7 +90,7 @@ def recipe_of(config: TrainConfig, plan: Plan, *, is_gpu: bool) -> Recipe:
     return Recipe(
         variant=plan.variant, dtype=base_dtype(speed_, torch.device("cuda" if is_gpu else "cpu")), is_gpu=is_gpu,
         fp8=fp8_of(speed_, is_stored_in_fp8=plan.is_stored_in_fp8), activations=speed_.activations,
-        compiled=speed_.compile,
+        compiled=speed_.compiles,
         swapped=config.small_card.blocks_to_swap, ring=config.small_card.block_swap_ring_size,
         offloads=config.small_card.gradient_checkpointing_cpu_offload, attention=speed_.attention,
         network_module=network.network_module, network_dim=network.network_dim,

@@ -247,7 +247,7 @@ class LossHistory(Onlooker):
     def __init__(self, folder: Path, title: str, every: int = 100) -> None:
         super().__init__()
         self.folder, self.title, self.every = folder, title, every
-        self._drawn = 0
+        self._drawn, self._is_due = 0, False
 
     def on_start(self, run: Run) -> None:
         """Count from where the run stands."""
@@ -256,7 +256,11 @@ class LossHistory(Onlooker):
     def on_step(self, run: Run, report: StepReport) -> None:
         """Bring both up to date every `every` steps, or more seldom (see above)."""
         if report.step % self.every == 0 and report.step - self._drawn >= report.step // self.SHARE:
-            self._drawn = report.step
+            self._drawn, self._is_due = report.step, True
+
+    def while_computing(self, run: Run) -> None:
+        """Draw, where it is due, while the next step is computed."""
+        if self._is_due:
             self._write(run)
 
     def on_validation(self, run: Run, report: ValidationReport) -> None:
@@ -268,6 +272,7 @@ class LossHistory(Onlooker):
         self._write(run)
 
     def _write(self, run: Run) -> None:
+        self._is_due = False
         metrics = self.folder / "metrics.jsonl"
         if not run.processes.is_main or not metrics.is_file():
             return
