@@ -8,8 +8,8 @@
 Trains the embedded default (tools/proof/recipe.py) for 300 steps under each variant and seed, with the same noise and
 order for all of a seed; takes the loss of held-out clips and that of the last 100 steps; then lets unseen faces say
 unseen utterances, all generated in the same way, and measures mouths against sounds. A variant passes where both losses
-lie within 2 % of bfloat16's with every seed, and its mean sync r is not below the lowest of bfloat16's seeds. Exit code 1
-where one does not. Beside it: the relative error of the LoRA gradient of each block, before training and after it.
+lie within 2 % of bfloat16's with every seed, and its mean sync r is not below the lowest of bfloat16's seeds. Exit code
+1 where one does not. Beside it: the relative error of the LoRA gradient of each block, before training and after it.
 
 Appends JSON lines to RESULTS/quality_gate.jsonl and draws RESULTS/quality_gate_losses.png and _gradients.png. A later
 call adds to them: the table is of the last line of each variant and seed that was made with the same settings.
@@ -47,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--sounds", type=int, default=5, help="each face says each of them")
     made.add_argument("--work", type=Path, default=ROOT / "demo-run" / "gate", help="folder of caches and checkpoints")
     made.add_argument("--parallel", type=int, help="variants at once (default: all on a GPU, one on a CPU)")
+    made.add_argument("--deadline", type=float, default=1e9,
+                      help="begin no further training of a variant after so many seconds")
     made.add_argument("--train_args", nargs=argparse.REMAINDER, default=[],
                       help="last: further flags of train_network.py for all, such as --compile_backend aot_eager")
     made.add_argument("--tiny", action="store_true", help="with --parts large: a small model, to see that it runs")
@@ -134,8 +136,11 @@ def lines_of(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     elif given.here == "gradients":
         yield from gradient_lines(setting, judged, given.seeds[0])
     else:
+        begun = time.monotonic()
         for seed in given.seeds:
             try:
+                if time.monotonic() - begun > given.deadline:
+                    raise TimeoutError(f"left out, because the {given.deadline:g} s of --deadline are over")
                 yield learn(setting, VARIANTS[given.here], seed)
             except Exception as error:  # noqa: BLE001 - the other seeds shall be measured all the same
                 yield {"kind": "run", "variant": given.here, "seed": seed, **facts(setting),

@@ -1,7 +1,7 @@
 """How far a variant's LoRA gradients lie from the reference's, block by block, on the demo's model and clips.
 
-The same weights, clips, noise and noise levels for all. A block's error is |g - g'| / |g'| of the vector of all its LoRA
-gradients over some batches, one behind the other; `condition` is what stands outside of the blocks.
+The same weights, clips, noise and noise levels for all. A block's error is |g - g'| / |g'| of the vector of all its
+LoRA gradients over some batches, one behind the other; `condition` is what the audio condition trains.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

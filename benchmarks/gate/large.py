@@ -127,7 +127,7 @@ def multiply(layers: Sequence[nn.Module], *, in_fp8: bool) -> None:
 
 
 def hold_in(dit: WanDiT, dtype: torch.dtype) -> None:
-    """Bring whatever is no float8 weight, and no scale of one, to `dtype`. From bfloat16 to float32 and back is exact."""
+    """Bring all but float8 weights and their scales to `dtype`. From bfloat16 to float32 and back is exact."""
     for path, module in dit.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not (isinstance(module, Fp8Linear) and name == "weight"):

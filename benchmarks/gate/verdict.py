@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+import math
 from statistics import mean
 from typing import Any
 
@@ -78,7 +79,7 @@ def judge(runs: Runs, name: str) -> Verdict:
 
 
 def _farthest(values: Sequence[float]) -> float:
-    return max(values, key=abs)
+    return max(values, key=lambda value: math.inf if math.isnan(value) else abs(value))
 
 
 def table(runs: Runs) -> str:
@@ -108,7 +109,8 @@ def _words(one: Verdict, bounds: tuple[float, float] | None) -> str:
 
 def gradient_table(lines: Sequence[Mapping[str, Any]]) -> str:
     """A line a measurement: error of all gradients, of the best and of the worst block."""
-    rows = ["| LoRA gradient | of | against | all of it | least of a block | most of a block |", "|---|---|---|---|---|---|"]
+    rows = ["| LoRA gradient | of | against | all of it | least of a block | most of a block |",
+            "|---|---|---|---|---|---|"]
     for line in lines:
         head = f"| {line['model']}, {line['when']} | {line['variant']} | "
         if "error" in line:
