@@ -14,6 +14,7 @@ COLOURS = dict(zip(VARIANTS, ("0.6", "black", "tab:blue", "tab:orange", "tab:gre
                               "tab:brown", "tab:pink"), strict=False))
 WINDOW = 25
 """Steps of the moving average that is drawn."""
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 
 
 def _figure(width: float, height: float) -> Any:
@@ -62,14 +63,23 @@ def draw_gradients(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     panels = list(dict.fromkeys((line["model"], line["when"]) for line in whole))
     if not panels:
         return
-    figure = _figure(4.6 * len(panels) + 0.5, 3.9)
-    for axes, (model, when) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
+
+    figure = _figure(4.6 * len(panels) + 0.5, 4.2)
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    grid[0].set(ylabel="error of the LoRA gradient (%)", yscale="log")
+    grid[0].yaxis.set_major_locator(FixedLocator(TICKS))
+    grid[0].yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    grid[0].yaxis.set_minor_locator(NullLocator())
+    for axes, (model, when) in zip(grid, panels, strict=True):
         for line in whole:
             if (line["model"], line["when"]) != (model, when):
                 continue
             blocks = [name for name in line["by_block"] if name != "condition"]
             axes.plot([int(name) for name in blocks], [100 * line["by_block"][name] for name in blocks], marker=".",
                       color=COLOURS[line["variant"]], label=f"{line['variant']} against {line['against']}")
-        axes.set(title=f"{model}, {when}", xlabel="block", ylabel="error of the LoRA gradient (%)", yscale="log")
+        axes.set(title=f"{model}, {when}", xlabel="block")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", linewidth=0.3)
         axes.legend(fontsize="x-small")
     save_figure(figure, path, dpi=110)
