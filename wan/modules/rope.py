@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from einops import rearrange
 from jaxtyping import Float, Int
 import torch
 from torch import Tensor
@@ -11,10 +10,11 @@ BASE = 10_000.0
 
 
 class Rope(NamedTuple):
-    """Rotation of every token and complex pair."""
+    """Rotation of every token, for each channel of a head: what multiplies the channel, and its pair's other one."""
 
-    cos: Float[Tensor, "L 1 C"]
-    sin: Float[Tensor, "L 1 C"]
+    cos: Float[Tensor, "L 1 K"]
+    sin: Float[Tensor, "L 1 K"]
+    """Negative for the first channel of a pair."""
 
 
 def grid_positions(grid: tuple[int, int, int], device: torch.device) -> Int[Tensor, "L 3"]:
@@ -34,7 +34,8 @@ def rope_table(positions: Int[Tensor, "L 3"], head_dim: int) -> Rope:
     angles = [positions[:, axis, None].double() * _frequencies(count, positions.device)
               for axis, count in enumerate(counts)]
     angle = torch.cat(angles, dim=1)[:, None]  # L 1 C
-    return Rope(angle.cos().float(), angle.sin().float())
+    cos, sin = angle.cos().float(), angle.sin().float()
+    return Rope(torch.stack((cos, cos), dim=-1).flatten(-2), torch.stack((-sin, sin), dim=-1).flatten(-2))
 
 
 def _frequencies(count: int, device: torch.device) -> Float[Tensor, " C"]:
@@ -43,6 +44,6 @@ def _frequencies(count: int, device: torch.device) -> Float[Tensor, " C"]:
 
 def rotate(x: Float[Tensor, "B L N K"], rope: Rope) -> Float[Tensor, "B L N K"]:
     """Turn neighbouring pairs (x[2j], x[2j+1]) of every head by the token's angles; computed in float32."""
-    even, odd = rearrange(x.float(), "b l n (c two) -> two b l n c", two=2)
-    turned = torch.stack((even * rope.cos - odd * rope.sin, even * rope.sin + odd * rope.cos), dim=-1)
-    return rearrange(turned, "b l n c two -> b l n (c two)").to(x.dtype)
+    exact = x.float()
+    other = exact.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (exact * rope.cos + other * rope.sin).to(x.dtype)
