@@ -65,12 +65,12 @@ def test_a_run_learns_the_same_however_its_blocks_run(talking: Path, weights: Pa
 
 def test_a_run_with_float8_products_follows_that_in_bfloat16(talking: Path, weights: Path, tmp_path: Path) -> None:
     """On a CPU, where torch forms such products too: the trainer's whole way, loss by loss with the same seed."""
-    common = {"max_train_steps": 4, "mixed_precision": "bf16", "network_args": ["conditions=omniavatar_add"]}
+    common = {"max_train_steps": 3, "mixed_precision": "bf16", "network_args": ["conditions=omniavatar_add"]}
     train(settings(talking, weights, tmp_path / "a", **common))
     with fp8_products_everywhere():
         train(settings(talking, weights, tmp_path / "b", fp8_fast=True, **common))
     plain, fast = losses(tmp_path / "a"), losses(tmp_path / "b")
-    assert len(plain) == 4 and plain != fast
+    assert len(plain) == 3 and plain != fast
     assert max(abs(other / one - 1) for one, other in zip(plain, fast, strict=True)) <= 0.02
 
 
