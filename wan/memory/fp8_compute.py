@@ -37,7 +37,7 @@ def fp8_product(rows: Tensor, row_scale: Tensor, values: Tensor, scale: Tensor, 
     The low-rank part is added where the product lies: no second tensor of its size is written or read.
     """
     columns = scale.reshape(1, 1).expand(1, values.shape[0]).contiguous()
-    result = torch._scaled_mm(rows, values.t(), scale_a=row_scale, scale_b=columns, bias=bias, out_dtype=dtype,
+    result = torch._scaled_mm(rows.contiguous(), values.t(), scale_a=row_scale, scale_b=columns, bias=bias, out_dtype=dtype,
                               use_fast_accum=True)
     if low_rank:
         low, up = low_rank
