@@ -1,12 +1,18 @@
-"""The VAE at its real size with random weights: our plain path, then each way to make it faster, and whole caching.
+"""The VAE at its real size with random weights: ways to run it beside our plain path, and whole caching.
 
-    python -m benchmarks.vae_speed --out benchmarks/results [--parts ceilings,encode,decode,end]
+    python -m benchmarks.vae_speed --out benchmarks/results [--only fused] [--parts encode,decode,end] [--profile]
 
 Times are medians after warm-up of 81 frames of 480x832 (`--frames`, `--height`, `--width`). The plain path is one
 latent frame a call, as the original does; its float32 rounds convolutions to TF32, torch's default. PSNR is against
-float32 without TF32. End to end: clips from worker processes through the encoder into files; they are made on the fly
-(`made`: no decoder is measured) or, where PyAV is there, decoded from mp4 by `precompute.run` (`mp4`). One table, and
-JSON lines in ``OUT/vae_speed.jsonl``. A row that fails is told and costs only itself.
+float32 without TF32. Rows that matter most come first; `--only` keeps those that have one of its words in their name,
+and after `--limit` seconds no further row begins. On an H200 a half-precision row takes about 5 s (compiled: a minute
+more at first), a float32 row 12 s, the reference for PSNR 4 s each, `--profile` 2 s a row, `convolutions` 20 s.
+
+``convolutions``  each form of the VAE's convolutions by itself, and other ways to compute it.
+``end``           clips from worker processes through the encoder into files, made on the fly (`made`: no decoder is
+                  measured) or, where PyAV is there, decoded from mp4 by `precompute.run` (`mp4`).
+
+One table, and JSON lines in ``OUT/vae_speed.jsonl``. A row that fails is told and costs only itself.
 """
 
 import argparse
@@ -30,6 +36,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.random_weights import random_tensor  # noqa: E402
+from benchmarks.vae_profile import TOP, convolutions, profile  # noqa: E402
 from wan.memory.vae_speed import VaeSpeed, speed_up  # noqa: E402
 from wan.modules.vae import Vae  # noqa: E402
 from wan.modules.vae_coders import VaeShape  # noqa: E402
@@ -58,13 +65,18 @@ def chunked(encode: int, decode: int, **more: Any) -> VaeSpeed:
 
 
 WAYS = (
-    Way("fp32 plain", FP32),
-    Way("fp32 longer chunks", FP32, chunked(4, 5)),
-    Way("fp32 longer chunks, channels last", FP32, chunked(4, 5, channels_last=True)),
+    Way("bf16 fused", BF16, chunked(4, 5, fused=True)),
+    Way("bf16 fused, tuned", BF16, chunked(4, 5, fused=True, tuned=True)),
+    Way("bf16 compiled", BF16, chunked(4, 5, channels_last=True, compiled=True)),
     Way("bf16 plain", BF16),
+    Way("fp32 plain", FP32),
+    Way("fp32 fused", FP32, chunked(4, 5, fused=True)),
+    Way("fp32 fused, tuned", FP32, chunked(4, 5, fused=True, tuned=True)),
+    Way("bf16 fused, short calls", BF16, chunked(2, 2, fused=True)),
     Way("bf16 longer chunks", BF16, chunked(4, 5)),
     Way("bf16 longer chunks, channels last", BF16, chunked(4, 5, channels_last=True)),
-    Way("bf16 longer chunks, channels last, compiled", BF16, chunked(4, 5, channels_last=True, compiled=True)),
+    Way("fp32 longer chunks", FP32, chunked(4, 5)),
+    Way("fp32 longer chunks, channels last", FP32, chunked(4, 5, channels_last=True)),
 )
 
 
@@ -79,6 +91,13 @@ class Bench:
     rounds: int
     out: Path | None
     rows: list[dict[str, Any]]
+    only: tuple[str, ...] = ()
+    """Words of which a row has one in its name; none: all rows."""
+    stop: float = float("inf")
+    """When, by `time.monotonic`, no further row begins."""
+    profiled: bool = False
+    latents: Tensor | None = None
+    """Of the clip, in float32 without TF32."""
 
     def add(self, **row: Any) -> None:
         """Keep and show a row, and append it to the file."""
@@ -158,51 +177,75 @@ def ceilings(bench: Bench) -> None:
               tflops=2 * 27 * channels**2 * frames * height * width / seconds / 1e12)
 
 
+def exact(bench: Bench, task: str, video: Tensor) -> Tensor:
+    """What float32 without TF32 gives: latents on the device, or frames on the CPU."""
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        vae = bench.vae(Way("exact", FP32, chunked(4, 5)))
+        if bench.latents is None:
+            bench.latents = vae.encode(video)
+        return bench.latents if task == "encode" else vae.decode(bench.latents).cpu()
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
 @torch.no_grad()
 def measure(bench: Bench, task: str) -> None:
-    """Every way to encode or decode, against the plain one."""
+    """Every way to encode or decode that is asked for."""
     video = bench.video()
-    frames, height, width = bench.size
-    torch.backends.cudnn.allow_tf32 = False
-    exact_vae = bench.vae(Way("exact", FP32, chunked(4, 5)))
-    latents = exact_vae.encode(video)
-    exact = latents if task == "encode" else exact_vae.decode(latents).cpu()
-    torch.backends.cudnn.allow_tf32 = True
-    del exact_vae
-    plain: dict[torch.dtype, float] = {}
+    expected = exact(bench, task, video)
     for way in WAYS:
-        if bench.device == "cpu" and way.speed is not None and way.speed.compiled:
+        is_compiled = way.speed is not None and way.speed.compiled
+        if (bench.device == "cpu" and is_compiled) or (bench.only and not any(word in way.name for word in bench.only)):
             continue
-        gc.collect()
-        if bench.device != "cpu":
-            torch.cuda.empty_cache()
+        if time.monotonic() > bench.stop:
+            bench.add(what=task, way=way.name, failed="not begun: --limit")
+            continue
+        clean(bench)
         try:
-            vae = bench.vae(way)
-            run = (lambda vae=vae: vae.encode(video)) if task == "encode" else (lambda vae=vae: vae.decode(latents))
-            started = time.perf_counter()
-            quality = psnr(run().to(exact.device), exact)
-            bench.sync()
-            first_s, held = time.perf_counter() - started, 0.0
-            if bench.device != "cpu":
-                torch.cuda.empty_cache()
-                held = torch.cuda.memory_allocated() / 2**30
-                torch.cuda.reset_peak_memory_stats()
-            seconds = bench.timed(run, 1)
-            if way.speed is None:
-                plain[way.dtype] = seconds
-            row = {"what": task, "way": way.name, "s": seconds, "of_fp32_plain": seconds / plain[FP32],
-                   "of_plain": seconds / plain[way.dtype],
-                   "tflops": MFLOP[task] * (bench.shape.width / 96)**2 * frames * height * width / seconds / 1e6,
-                   "psnr_db": quality,
-                   "first_call_s": first_s}
-            if bench.device != "cpu":
-                row |= {"peak_gib": torch.cuda.max_memory_allocated() / 2**30, "before_gib": held}
-            if task == "decode":
-                row["first_frame_s"] = first_frame(bench, vae, latents[0])
-            bench.add(**row)
+            one_way(bench, task, way, video, expected)
         except Exception as error:  # noqa: BLE001 - the other rows are wanted all the same
             traceback.print_exc()
             bench.add(what=task, way=way.name, failed=str(error).partition("\n")[0])
+
+
+def one_way(bench: Bench, task: str, way: Way, video: Tensor, expected: Tensor) -> None:
+    """One row, and its profile."""
+    frames, height, width = bench.size
+    begun, vae, latents = time.perf_counter(), bench.vae(way), bench.latents
+    assert latents is not None
+
+    def run() -> Tensor:
+        return vae.encode(video) if task == "encode" else vae.decode(latents)
+
+    started, held = time.perf_counter(), 0.0
+    result = run()
+    bench.sync()
+    first_s = time.perf_counter() - started
+    quality = psnr(result.to(expected.device), expected)
+    del result
+    clean(bench)
+    if bench.device != "cpu":
+        held = torch.cuda.memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+    seconds = bench.timed(run, 1)
+    row: dict[str, Any] = {
+        "what": task, "way": way.name, "s": seconds, "psnr_db": quality, "first_call_s": first_s,
+        "tflops": MFLOP[task] * (bench.shape.width / 96)**2 * frames * height * width / seconds / 1e6}
+    if bench.device != "cpu":
+        row |= {"peak_gib": torch.cuda.max_memory_allocated() / 2**30, "before_gib": held}
+    if task == "decode":
+        row["first_frame_s"] = first_frame(bench, vae, latents[0])
+    bench.add(**row, row_s=time.perf_counter() - begun)
+    if bench.profiled:
+        profile(bench, f"{task}, {way.name}", run)
+
+
+def clean(bench: Bench) -> None:
+    """Give back what earlier rows held."""
+    gc.collect()
+    if bench.device != "cpu":
+        torch.cuda.empty_cache()
 
 
 def first_frame(bench: Bench, vae: Vae, latents: Tensor) -> float:
@@ -223,7 +266,10 @@ def main() -> None:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of vae_speed.jsonl")
-    parser.add_argument("--parts", default="ceilings,encode,decode,end")
+    parser.add_argument("--parts", default="ceilings,encode,decode,end", help="of these and convolutions, in order")
+    parser.add_argument("--only", default="", help="rows with one of these words in their name, by commas")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no row begins")
+    parser.add_argument("--profile", action="store_true", help=f"the {TOP} longest kernels of each row")
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=832)
@@ -234,13 +280,18 @@ def main() -> None:
     given = parser.parse_args()
     size = (9, 32, 48) if given.tiny else (given.frames, given.height, given.width)
     bench = Bench("cuda" if torch.cuda.is_available() else "cpu", size,
-                  VaeShape(width=8) if given.tiny else VaeShape(), given.rounds, given.out, [])
+                  VaeShape(width=8) if given.tiny else VaeShape(), given.rounds, given.out, [],
+                  tuple(word for word in given.only.split(",") if word), time.monotonic() + given.limit, given.profile)
     print(f"{machine(bench.device)}, torch {torch.__version__}, {size[0]} frames of {size[1]}x{size[2]}", flush=True)
     for part in given.parts.split(","):
         print(part, flush=True)
         try:
-            if part == "ceilings":
+            if time.monotonic() > bench.stop:
+                print(f"  {part}: not begun: --limit")
+            elif part == "ceilings":
                 ceilings(bench)
+            elif part == "convolutions":
+                convolutions(bench)
             elif part == "end":
                 from benchmarks.caching_rate import end_to_end
 
@@ -256,9 +307,15 @@ def main() -> None:
 def table(bench: Bench) -> None:
     """All rows, and the goals."""
     columns = ("s", "of_fp32_plain", "of_plain", "tflops", "psnr_db", "peak_gib", "first_frame_s", "first_call_s",
-               "clips_s", "of_vae", "failed")
-    print(f"\n| what | way | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 2)}")
+               "clips_s", "of_vae", "ms", "failed")
     for row in bench.rows:
+        for name, plain in (("of_fp32_plain", "fp32 plain"), ("of_plain", f"{row['way'][:4]} plain")):
+            of = [other["s"] for other in bench.rows
+                  if (other["what"], other["way"]) == (row["what"], plain) and "s" in other]
+            if of and "s" in row:
+                row[name] = row["s"] / of[0]
+    print(f"\n| what | way | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 2)}")
+    for row in (row for row in bench.rows if row["what"] != "profile"):
         cells = [f"{row[name]:.4g}" if isinstance(row.get(name), float) else str(row.get(name, "")) for name in columns]
         print(f"| {row['what']} | {row['way']} | {' | '.join(cells)} |")
     for task, goal in GOALS.items():

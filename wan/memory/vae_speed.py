@@ -13,11 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from common.logs import get_logger
+from wan.memory.vae_fused import FusedChunks
+from wan.memory.vae_rows import why_not
 from wan.modules.vae import Task, Vae
 from wan.modules.vae_coders import VaeShape
 from wan.modules.vae_layers import CausalConv3d, Downsample, PastFrames
 
 log = get_logger(__name__)
+
+Chunked = Callable[[Tensor, PastFrames], Tensor]
+"""What encodes or decodes a chunk."""
 
 ENCODE_LATENTS, DECODE_LATENTS = 4, 5
 """Latent frames of a call: 16 frames in, 20 frames out. More gains nothing on an H200 and takes memory."""
@@ -42,6 +47,11 @@ class VaeSpeed:
     """Most latent frames that one call decodes after the first."""
     channels_last: bool = False
     """Weights and activations with the channels innermost, as tensor cores want them."""
+    fused: bool = False
+    """One pass between two convolutions instead of five (`vae_fused`); implies channels last. Nothing is compiled for
+    a size. Not for gradients, for which the plain path is there."""
+    tuned: bool = False
+    """Let cuDNN try its kernels for each form of a convolution, some seconds for each size of clips."""
     compiled: bool = False
     """Compile encoder and decoder, once for each form of a chunk: a minute or more at first, then faster."""
     budget_bytes: int | None = None
@@ -70,8 +80,16 @@ def speed_up(vae: Vae, speed: VaeSpeed | None = None) -> Vae:
     speed = usual_speed(vae.device, vae.dtype) if speed is None else speed
     slow_down(vae)
     vae.chunk_latents = _Chunks(vae, speed)  # type: ignore[method-assign]
-    if speed.channels_last:
+    if speed.channels_last or speed.fused:
         use_channels_last(vae)
+    reason = why_not(vae.device) if speed.fused and vae.device.type == "cuda" else ""
+    if reason:
+        log.warning("the VAE runs without its fused passes, slower: %s", reason)
+    if speed.fused and not reason:
+        chunks = FusedChunks(vae)
+        vae.encode_chunk = _without_gradients(chunks.encode, vae.encode_chunk)  # type: ignore[method-assign, assignment]
+        vae.decode_chunk = _without_gradients(chunks.decode, vae.decode_chunk)  # type: ignore[method-assign, assignment]
+    elif speed.channels_last or speed.fused:
         vae.encode_chunk = _channels_last(vae.encode_chunk)  # type: ignore[method-assign, assignment]
         vae.decode_chunk = _channels_last(vae.decode_chunk)  # type: ignore[method-assign, assignment]
     if speed.compiled:
@@ -80,6 +98,9 @@ def speed_up(vae: Vae, speed: VaeSpeed | None = None) -> Vae:
             vae.encode_chunk, layers_with_past(vae.encoder), memory_format=form)
         vae.decode_chunk = CompiledChunk(  # type: ignore[method-assign, assignment]
             vae.decode_chunk, layers_with_past(vae.decoder), memory_format=form)
+    if speed.tuned:
+        vae.encode_chunk = _tuned(vae.encode_chunk)  # type: ignore[method-assign, assignment]
+        vae.decode_chunk = _tuned(vae.decode_chunk)  # type: ignore[method-assign, assignment]
     return vae
 
 
@@ -114,7 +135,7 @@ class CompiledChunk:
     Where compiling fails, a warning says why and the chunk runs as it is.
     """
 
-    def __init__(self, run: Callable[[Tensor, PastFrames], Tensor], layers: tuple[nn.Module, ...], *,
+    def __init__(self, run: Chunked, layers: tuple[nn.Module, ...], *,
                  memory_format: torch.memory_format, backend: str = "inductor") -> None:
         self._run, self._layers, self._format = run, layers, memory_format
         self._shapes: set[tuple[tuple[int, ...], bool]] = set()
@@ -188,7 +209,28 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def _channels_last(run: Callable[[Tensor, PastFrames], Tensor]) -> Callable[[Tensor, PastFrames], Tensor]:
+def _channels_last(run: Chunked) -> Chunked:
     def with_channels_last(chunk: Tensor, past: PastFrames) -> Tensor:
         return run(chunk.contiguous(memory_format=torch.channels_last_3d), past)
     return with_channels_last
+
+
+def _without_gradients(run: Chunked, plain: Chunked) -> Chunked:
+    """`run` writes over what gradients would need: where they are wanted, `plain` runs."""
+    def with_choice(chunk: Tensor, past: PastFrames) -> Tensor:
+        if torch.is_grad_enabled() and chunk.requires_grad:
+            return plain(chunk, past)
+        with torch.no_grad():
+            return run(chunk, past)
+    return with_choice
+
+
+def _tuned(run: Chunked) -> Chunked:
+    def with_trials(chunk: Tensor, past: PastFrames) -> Tensor:
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True
+        try:
+            return run(chunk, past)
+        finally:
+            torch.backends.cudnn.benchmark = before
+    return with_trials
