@@ -9,8 +9,8 @@ and after `--limit` seconds no further row begins. On an H200 a half-precision r
 more at first), a float32 row 12 s, the reference for PSNR 4 s each, `--profile` 2 s a row, `convolutions` 20 s.
 
 ``convolutions``  each form of the VAE's convolutions by itself, and other ways to compute it.
-``end``           clips from worker processes through the encoder into files, made on the fly (`made`: no decoder is
-                  measured) or, where PyAV is there, decoded from mp4 by `precompute.run` (`mp4`).
+``end``           mp4 files through `precompute.run` into cache files, against the encoder's own rate (45 s; with PyAV).
+``made``          the same without files: clips that are made in the worker processes.
 
 One table, and JSON lines in ``OUT/vae_speed.jsonl``. A row that fails is told and costs only itself.
 """
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from datetime import datetime
 import gc
 import json
-import os
 from pathlib import Path
 import statistics
 import sys
@@ -37,6 +36,7 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.random_weights import random_tensor  # noqa: E402
 from benchmarks.vae_profile import TOP, convolutions, profile  # noqa: E402
+from precompute.loading import usual_workers  # noqa: E402
 from wan.memory.vae_speed import VaeSpeed, speed_up  # noqa: E402
 from wan.modules.vae import Vae  # noqa: E402
 from wan.modules.vae_coders import VaeShape  # noqa: E402
@@ -266,7 +266,7 @@ def main() -> None:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of vae_speed.jsonl")
-    parser.add_argument("--parts", default="ceilings,encode,decode,end", help="of these and convolutions, in order")
+    parser.add_argument("--parts", default="ceilings,encode,decode,end", help="these, made and convolutions")
     parser.add_argument("--only", default="", help="rows with one of these words in their name, by commas")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no row begins")
     parser.add_argument("--profile", action="store_true", help=f"the {TOP} longest kernels of each row")
@@ -274,8 +274,8 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clips", type=int, default=30, help="that count in the end-to-end rows")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    parser.add_argument("--clips", type=int, default=24, help="that count in the end-to-end rows")
+    parser.add_argument("--workers", type=int, default=usual_workers("cuda") or 1)
     parser.add_argument("--tiny", action="store_true", help="a narrow VAE on small clips: does it run?")
     given = parser.parse_args()
     size = (9, 32, 48) if given.tiny else (given.frames, given.height, given.width)
@@ -292,11 +292,12 @@ def main() -> None:
                 ceilings(bench)
             elif part == "convolutions":
                 convolutions(bench)
-            elif part == "end":
+            elif part in ("end", "made"):
                 from benchmarks.caching_rate import end_to_end
 
                 with tempfile.TemporaryDirectory() as folder:
-                    end_to_end(bench, Path(folder), clips=6 if given.tiny else given.clips, workers=given.workers)
+                    end_to_end(bench, Path(folder), clips=6 if given.tiny else given.clips, workers=given.workers,
+                               made=part == "made")
             else:
                 measure(bench, part)
         except Exception:  # noqa: BLE001 - the other parts are wanted all the same
@@ -307,7 +308,7 @@ def main() -> None:
 def table(bench: Bench) -> None:
     """All rows, and the goals."""
     columns = ("s", "of_fp32_plain", "of_plain", "tflops", "psnr_db", "peak_gib", "first_frame_s", "first_call_s",
-               "clips_s", "of_vae", "ms", "failed")
+               "clips_s", "of_vae", "workers_frames_s", "ms", "failed")
     for row in bench.rows:
         for name, plain in (("of_fp32_plain", "fp32 plain"), ("of_plain", f"{row['way'][:4]} plain")):
             of = [other["s"] for other in bench.rows

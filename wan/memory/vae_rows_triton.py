@@ -13,7 +13,7 @@ ELEMENTS = 4096
 def _finish(conv, bias, skipped, gamma, total, normed, rows, clip_rows, room_rows, scale,  # noqa: PLR0913 - a kernel
             channels: tl.constexpr, width: tl.constexpr, height: tl.constexpr, has_bias: tl.constexpr,
             has_skipped: tl.constexpr, has_gamma: tl.constexpr, is_activated: tl.constexpr,
-            writes_total: tl.constexpr, writes_normed: tl.constexpr):
+            writes_total: tl.constexpr, writes_normed: tl.constexpr, is_single: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * height + tl.arange(0, height)
     column = tl.arange(0, width)
     inside = (row < rows)[:, None] & (column < channels)[None, :]
@@ -32,7 +32,7 @@ def _finish(conv, bias, skipped, gamma, total, normed, rows, clip_rows, room_row
             value *= tl.load(gamma + column, mask=column < channels, other=0.0).to(tl.float32)[None, :]
         if is_activated:
             value = value / (1.0 + tl.exp(-value))
-        moved = row + (row // clip_rows + 1) * room_rows
+        moved = row + room_rows if is_single else row + (row // clip_rows + 1) * room_rows
         tl.store(normed + moved[:, None] * channels + column[None, :], value.to(normed.dtype.element_ty), mask=inside)
 
 
@@ -51,4 +51,5 @@ def finish_rows(conv: Tensor, bias: Tensor | None, skipped: Tensor | None, gamma
             conv if gamma is None else gamma, conv if total is None else total, conv if normed is None else normed,
             rows, clip_rows, room * high * wide, channels**0.5, channels=channels, width=width, height=height,
             has_bias=bias is not None, has_skipped=skipped is not None, has_gamma=gamma is not None,
-            is_activated=activated, writes_total=total is not None, writes_normed=normed is not None, num_warps=4)
+            is_activated=activated, writes_total=total is not None, writes_normed=normed is not None,
+            is_single=batch == 1, num_warps=4)
