@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
-from wan.memory.vae_rows import LAST, Pending, Wanted, finish
+from wan.memory.vae_rows import LAST, SUM, Pending, Wanted, finish
 from wan.modules.vae import Vae
 from wan.modules.vae_coders import Head
 from wan.modules.vae_layers import (
@@ -120,10 +120,10 @@ def _scores(q: Float[Tensor, "L C"], k: Float[Tensor, "S C"]) -> Float[Tensor, "
 
 
 def _downsampled(layer: Downsample, pending: Pending, past: PastFrames) -> Pending:
-    total, _ = finish(pending, Wanted(copied=False))
-    assert total is not None
-    batch, conv, time_conv = total.shape[0], layer.resample["1"], layer.time_conv
-    frames = F.conv2d(F.pad(_frames(total), (0, 1, 0, 1)), conv.weight, stride=2)  # type: ignore[arg-type]
+    _, padded = finish(pending, Wanted(padded=True, summed=False))
+    assert padded is not None
+    batch, conv, time_conv = padded.shape[0], layer.resample["1"], layer.time_conv
+    frames = F.conv2d(_frames(padded), conv.weight, stride=2)  # type: ignore[arg-type]
     halved = Pending(_clip(frames, batch), conv.bias)  # type: ignore[arg-type]
     if time_conv is None:
         return halved
@@ -133,24 +133,36 @@ def _downsampled(layer: Downsample, pending: Pending, past: PastFrames) -> Pendi
         _fill_room(layer, ready, 1, past)
         return Pending(_last(F.conv3d(ready, time_conv.weight, stride=time_conv.stride)),  # type: ignore[arg-type]
                        time_conv.bias)
-    x, _ = finish(halved, Wanted(copied=False))
+    x, _ = finish(halved, SUM)
     assert x is not None
     past.keep(layer, x[:, :, -1:])
     return Pending(x if x.shape[2] == 1 else _last(torch.cat([x[:, :, :1], time_conv(x)], dim=2)))
 
 
 def _upsampled(layer: Upsample, pending: Pending, past: PastFrames) -> Pending:
-    time_conv = layer.time_conv
+    time_conv, conv = layer.time_conv, layer.resample["1"]
     if time_conv is not None and time_conv in past:
         _, ready = finish(pending, Wanted(room=time_conv.kernel_size[0] - 1, summed=False))
         assert ready is not None
         x = _doubled(_convolved(time_conv, ready, past))
     else:
-        total, _ = finish(pending, Wanted(copied=False))
+        total, _ = finish(pending, SUM)
         assert total is not None
         x = total if time_conv is None else _last(layer._double_frames(time_conv, total, past))
-    conv, frames = layer.resample["1"], F.interpolate(_frames(x), scale_factor=2, mode="nearest")
-    return Pending(_clip(F.conv2d(frames, conv.weight, padding=1), x.shape[0]), conv.bias)  # type: ignore[arg-type]
+    phases = F.conv2d(_frames(x), _phase_weights(conv.weight), padding=1)  # type: ignore[arg-type]
+    return Pending(_clip(phases, x.shape[0]), conv.bias, phased=True)  # type: ignore[arg-type]
+
+
+def _phase_weights(weight: Float[Tensor, "O C 3 3"]) -> Float[Tensor, "4*O C 2 2"]:
+    """The convolution of a picture of doubled places, as one of the picture itself for each of four phases.
+
+    An even row of the doubled picture sees places i-1, i, i, an odd one i, i, i+1: two of the three weights meet the
+    same place and can be added before. Four of nine products are left.
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    pairs = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=dtype)  # phase, place, weight
+    phases = torch.einsum("ocyx,pvy,qux->pqocvu", weight.to(dtype), pairs, pairs)
+    return phases.flatten(0, 2).to(weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _doubled(pending: Pending) -> Float[Tensor, "B c t H W"]:
