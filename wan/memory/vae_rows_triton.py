@@ -1,5 +1,6 @@
 """The kernel of `vae_rows` in Triton: one pass over a convolution's result for all that stands before the next one."""
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,7 +60,7 @@ def finish_rows(pending: "Pending", wanted: "Wanted", total: Tensor | None, copy
     clip_rows = frames * high * wide
     width = triton.next_power_of_2(channels)
     height = max(1, ELEMENTS // width)
-    with torch.cuda.device_of(conv):
+    with torch.cuda.device_of(conv) if conv.is_cuda else nullcontext():  # on a CPU: Triton's interpreter
         # A place that is not read or written still needs a pointer.
         _finish[(triton.cdiv(batch * clip_rows, height),)](
             conv, conv if bias is None else bias, conv if skipped is None else skipped,

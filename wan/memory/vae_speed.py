@@ -49,9 +49,10 @@ class VaeSpeed:
     """Weights and activations with the channels innermost, as tensor cores want them."""
     fused: bool = False
     """One pass between two convolutions instead of five (`vae_fused`); implies channels last. Nothing is compiled for
-    a size. Not for gradients, for which the plain path is there."""
+    a size. Where gradients are wanted the plain path runs. Without effect where `compiled`."""
     tuned: bool = False
-    """Let cuDNN try its kernels for each form of a convolution, some seconds for each size of clips."""
+    """Let cuDNN try its kernels for each form of a convolution: seconds for each size of clips, once. Which one wins
+    may differ from run to run, and with it the rounding."""
     compiled: bool = False
     """Compile encoder and decoder, once for each form of a chunk: a minute or more at first, then faster."""
     budget_bytes: int | None = None
@@ -69,7 +70,8 @@ def usual_speed(device: torch.device | str, dtype: torch.dtype, *, compiled: boo
         log.info("the VAE is not compiled: that is worth its time on CUDA only, and it runs on %s", device)
     if not on_cuda:
         return VaeSpeed(1, 1)
-    return VaeSpeed(channels_last=dtype in (torch.bfloat16, torch.float16), compiled=compiled)
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    return VaeSpeed(channels_last=is_half, fused=is_half and not compiled, tuned=True, compiled=compiled)
 
 
 def speed_up(vae: Vae, speed: VaeSpeed | None = None) -> Vae:
@@ -82,10 +84,7 @@ def speed_up(vae: Vae, speed: VaeSpeed | None = None) -> Vae:
     vae.chunk_latents = _Chunks(vae, speed)  # type: ignore[method-assign]
     if speed.channels_last or speed.fused:
         use_channels_last(vae)
-    reason = why_not(vae.device) if speed.fused and vae.device.type == "cuda" else ""
-    if reason:
-        log.warning("the VAE runs without its fused passes, slower: %s", reason)
-    if speed.fused and not reason:
+    if speed.fused and not speed.compiled and _can_fuse(vae):
         chunks = FusedChunks(vae)
         vae.encode_chunk = _without_gradients(chunks.encode, vae.encode_chunk)  # type: ignore[method-assign, assignment]
         vae.decode_chunk = _without_gradients(chunks.decode, vae.decode_chunk)  # type: ignore[method-assign, assignment]
@@ -213,6 +212,14 @@ def _channels_last(run: Chunked) -> Chunked:
     def with_channels_last(chunk: Tensor, past: PastFrames) -> Tensor:
         return run(chunk.contiguous(memory_format=torch.channels_last_3d), past)
     return with_channels_last
+
+
+def _can_fuse(vae: Vae) -> bool:
+    """Tells why not, where the kernel cannot be had; off CUDA its form in torch runs, for tests."""
+    reason = why_not(vae.device) if vae.device.type == "cuda" else ""
+    if reason:
+        log.warning("the VAE runs without its fused passes, and slower: %s", reason)
+    return not reason
 
 
 def _without_gradients(run: Chunked, plain: Chunked) -> Chunked:
