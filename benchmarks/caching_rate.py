@@ -46,7 +46,7 @@ def end_to_end(bench: "Bench", folder: Path, *, clips: int, workers: int, made: 
 
     clips += uncounted(workers)
     dtype = BF16 if bench.device != "cpu" else FP32
-    way = Way("as cached", dtype, usual_speed(bench.device, dtype))
+    way = Way("as cached", dtype, usual_speed(bench.device, dtype, many=True))
     vae, video = bench.vae(way), bench.video()
     with torch.no_grad():
         own_s = bench.timed(lambda: vae.encode(video))

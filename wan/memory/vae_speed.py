@@ -59,8 +59,9 @@ class VaeSpeed:
     """Memory that a call may take; None: half of what is free when a size is first met."""
 
 
-def usual_speed(device: torch.device | str, dtype: torch.dtype, *, compiled: bool = False) -> VaeSpeed:
-    """What is known to be fast there; off CUDA the plain path.
+def usual_speed(device: torch.device | str, dtype: torch.dtype, *, compiled: bool = False, many: bool = False
+                ) -> VaeSpeed:
+    """What is known to be fast there; off CUDA the plain path. `many`: clips are to come that repay cuDNN's trials.
 
     On a CPU longer chunks took from 0.5 to 1.5 times as long, by size, and as long at the released width and 64x96;
     short ones take less memory and give the numbers that earlier caches hold.
@@ -71,7 +72,7 @@ def usual_speed(device: torch.device | str, dtype: torch.dtype, *, compiled: boo
     if not on_cuda:
         return VaeSpeed(1, 1)
     is_half = dtype in (torch.bfloat16, torch.float16)
-    return VaeSpeed(channels_last=is_half, fused=is_half and not compiled, tuned=True, compiled=compiled)
+    return VaeSpeed(channels_last=is_half, fused=is_half and not compiled, tuned=many or compiled, compiled=compiled)
 
 
 def speed_up(vae: Vae, speed: VaeSpeed | None = None) -> Vae:

@@ -138,9 +138,10 @@ def test_usual_speed_is_the_plain_path_off_cuda(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO):
         assert usual_speed("cpu", torch.bfloat16, compiled=True) == VaeSpeed(1, 1)
     assert "not compiled" in caplog.text
-    assert usual_speed("cuda", torch.bfloat16) == VaeSpeed(channels_last=True, fused=True, tuned=True)
+    assert usual_speed("cuda", torch.bfloat16) == VaeSpeed(channels_last=True, fused=True)
+    assert usual_speed("cuda", torch.bfloat16, many=True) == VaeSpeed(channels_last=True, fused=True, tuned=True)
     assert usual_speed("cuda", torch.bfloat16, compiled=True) == VaeSpeed(channels_last=True, tuned=True, compiled=True)
-    assert usual_speed("cuda:1", torch.float32) == VaeSpeed(tuned=True)
+    assert usual_speed("cuda:1", torch.float32, many=True) == VaeSpeed(tuned=True)
 
 
 def test_kernels_are_tried_during_a_call_only() -> None:
