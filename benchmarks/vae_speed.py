@@ -10,6 +10,7 @@ more at first), a float32 row 12 s, the reference for PSNR 4 s each, `--profile`
 
 ``convolutions``  each form of the VAE's convolutions by itself, and other ways to compute it.
 ``end``           mp4 files through `precompute.run` into cache files, against the encoder's own rate (45 s; with PyAV).
+``bytes``         what is read and written beside the products, counted on any machine (`benchmarks.vae_bytes`).
 ``made``          the same without files: clips that are made in the worker processes.
 
 One table, and JSON lines in ``OUT/vae_speed.jsonl``. A row that fails is told and costs only itself.
@@ -35,6 +36,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.random_weights import random_tensor  # noqa: E402
+from benchmarks.vae_bytes import bytes_moved  # noqa: E402
 from benchmarks.vae_profile import TOP, convolutions, profile  # noqa: E402
 from precompute.loading import usual_workers  # noqa: E402
 from wan.memory.vae_speed import VaeSpeed, speed_up  # noqa: E402
@@ -266,7 +268,7 @@ def main() -> None:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of vae_speed.jsonl")
-    parser.add_argument("--parts", default="ceilings,encode,decode,end", help="these, made and convolutions")
+    parser.add_argument("--parts", default="ceilings,encode,decode,end", help="these, made, bytes and convolutions")
     parser.add_argument("--only", default="", help="rows with one of these words in their name, by commas")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no row begins")
     parser.add_argument("--profile", action="store_true", help=f"the {TOP} longest kernels of each row")
@@ -290,6 +292,8 @@ def main() -> None:
                 print(f"  {part}: not begun: --limit")
             elif part == "ceilings":
                 ceilings(bench)
+            elif part == "bytes":
+                bytes_moved(bench)
             elif part == "convolutions":
                 convolutions(bench)
             elif part in ("end", "made"):
@@ -308,7 +312,7 @@ def main() -> None:
 def table(bench: Bench) -> None:
     """All rows, and the goals."""
     columns = ("s", "of_fp32_plain", "of_plain", "tflops", "psnr_db", "peak_gib", "first_frame_s", "first_call_s",
-               "clips_s", "of_vae", "workers_frames_s", "ms", "failed")
+               "clips_s", "of_vae", "workers_frames_s", "of_products", "ms", "failed")
     for row in bench.rows:
         for name, plain in (("of_fp32_plain", "fp32 plain"), ("of_plain", f"{row['way'][:4]} plain")):
             of = [other["s"] for other in bench.rows
