@@ -89,6 +89,7 @@ def made_rate(bench: "Bench", vae: Any, folder: Path, *, clips: int, workers: in
 def write_clips(bench: "Bench", folder: Path, clips: int) -> Path:
     """A dataset TOML over H.264 files of 1.5 times the size, of unequal contents; the path of the TOML."""
     import cv2
+    import numpy as np
 
     from common.media.video import write_video
 
@@ -97,7 +98,10 @@ def write_clips(bench: "Bench", folder: Path, clips: int) -> Path:
     source = folder / "source.mp4"
     media = make_clip(MadeClip(0, frames + 4, height * 3 // 2 // 2 * 2, width * 3 // 2 // 2 * 2))
     assert media.frames is not None
-    write_video(source, (cv2.GaussianBlur(frame, (0, 0), 2) for frame in media.frames), fps=16)
+    rng = np.random.default_rng(0)
+    # Grain that is another one in each frame, as a camera's: else one picture and its motion would be all to decode.
+    write_video(source, (cv2.GaussianBlur(frame, (0, 0), 2) // 2 + rng.integers(0, 12, frame.shape, np.uint8)
+                         for frame in media.frames), fps=16)
     print(f"  {clips} files of {source.stat().st_size / 1e6:.2f} MB, {media.frames.shape[2]}x{media.frames.shape[1]}",
           flush=True)
     for number in range(clips):
