@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
-from wan.memory.vae_rows import LAST, SUM, Pending, Wanted, finish
+from wan.memory.vae_rows import LAST, SUM, Pending, Wanted, finish, why_not
 from wan.modules.vae import Vae
 from wan.modules.vae_coders import Head
 from wan.modules.vae_layers import (
@@ -44,6 +44,19 @@ class FusedChunks:
         """As `Vae.decode_chunk`."""
         vae = self._vae
         return run_coder(vae.decoder, (*vae.decoder.middle, *vae.decoder.upsamples), vae.conv2(means, past), past)
+
+
+def why_not_fused(vae: Vae) -> str:
+    """Why the VAE cannot run so where it lies; an empty text where it can, which is tried in small."""
+    reason = why_not(vae.device)
+    if reason:
+        return reason
+    ones = torch.ones(16, 16, device=vae.device, dtype=vae.dtype)
+    try:
+        found = _scores(ones, ones).mean().item()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        return " ".join(f"{type(error).__name__}: {error}".split()[:40])
+    return "" if found == 4 else f"a product of half precision gave {found} for 4"
 
 
 def run_coder(coder: nn.Module, layers: tuple[nn.Module, ...], x: Tensor, past: PastFrames) -> Tensor:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.logs import get_logger
-from wan.memory.vae_fused import FusedChunks
-from wan.memory.vae_rows import why_not
+from wan.memory.vae_fused import FusedChunks, why_not_fused
 from wan.modules.vae import Task, Vae
 from wan.modules.vae_coders import VaeShape
 from wan.modules.vae_layers import CausalConv3d, Downsample, PastFrames
@@ -217,7 +216,7 @@ def _channels_last(run: Chunked) -> Chunked:
 
 def _can_fuse(vae: Vae) -> bool:
     """Tells why not, where the kernel cannot be had; off CUDA its form in torch runs, for tests."""
-    reason = why_not(vae.device) if vae.device.type == "cuda" else ""
+    reason = why_not_fused(vae) if vae.device.type == "cuda" else ""
     if reason:
         log.warning("the VAE runs without its fused passes, and slower: %s", reason)
     return not reason
