@@ -8,7 +8,9 @@ import time
 
 import torch
 
+from benchmarks.cpu_blocks import graph_rows, kept_rows
 from benchmarks.cpu_caching import chunk_difference, loader_cost
+from benchmarks.cpu_loader import STEP_S, loader_rate
 from common.features import FeatureBatch
 from common.tensorfile import load_tensors, save_tensors
 from wan.conditions.registry import build_condition
@@ -106,12 +108,21 @@ def batch_loading_cost(folder: Path) -> tuple[str, float, float]:
 
 
 def main() -> None:
-    """Measure and print one table."""
+    """Measure and print the tables."""
     with tempfile.TemporaryDirectory() as name:
         rows = [condition_cost(), lora_cost(), loading_cost(Path(name)), batch_loading_cost(Path(name)),
                 loader_cost(compare, Path(name) / "loader")]
+        rate = loader_rate(Path(name) / "caches")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {ROUNDS}\n")
     print("| what / plain path | plain s | this s | ratio |\n|---|---|---|---|")
     for what, plain, other in rows:
         print(f"| {what} | {plain:.4f} | {other:.4f} | {other / plain:.2f} |")
-    print(f"\nVAE chunks in float64, largest difference: {chunk_difference():.1e}")
+    print("\n| kept for the backward pass | bytes a token and channel, bf16 uncompiled | / full |\n|---|---|---|")
+    for policy, kept, share in kept_rows():
+        print(f"| {policy} | {kept:.1f} | {share:.1f} |")
+    print("\n| compiled blocks | breaks | left uncompiled | graphs of each bucket | of second steps |\n"
+          "|---|---|---|---|---|")
+    for row in graph_rows():
+        print(f"| {row.what} | {row.breaks} | {row.uncompiled} | {', '.join(map(str, row.by_bucket))} | {row.later} |")
+    print(f"\nbatches from caches: {rate:.0f} a second; a step of {STEP_S} s asks for {1 / STEP_S:.2f}")
+    print(f"VAE chunks in float64, largest difference: {chunk_difference():.1e}")

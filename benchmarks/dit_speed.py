@@ -1,245 +1,300 @@
 """Seconds and memory of a LoRA training step and of a forward, on random weights at the real sizes.
 
-    python -m benchmarks.dit_speed RESULT_DIR                 # every row, on a GPU
-    python -m benchmarks.dit_speed RESULT_DIR --only 0 3      # some of them
-    python -m benchmarks.dit_speed RESULT_DIR --tiny          # on the CPU, to see that it runs
+    python -m benchmarks.dit_speed RESULTS                    # every row, on a GPU
+    python -m benchmarks.dit_speed RESULTS --list             # the rows with about how long each takes
+    python -m benchmarks.dit_speed RESULTS --only 0 2 "24 GB" # some, by number or by a part of the name
+    python -m benchmarks.dit_speed RESULTS --tiny             # on the CPU, to see that it runs
 
 Each row is a step of the trainer's own parts (`training.estimating.trial`: model, LoRA r = 32 on every linear of the
-blocks, bucket, AdamW) in a process of its own, batch 1; the median of some steps after two for warming up. The
-machine's ceilings (bf16 product, attention) are measured in the same run. Every row appends a line to
-RESULT_DIR/dit_speed.jsonl; the table is printed from that file.
+blocks, bucket, AdamW; `training.fitting.attach`), batch 1; the median of --steps after two for warming up. Rows of a
+group share a process and its weights. `--memory auto` is the trainer's own choice, made in the process, limited as the
+row says. Each process measures the machine's ceilings. Lines go to RESULTS/speed.jsonl (`benchmarks.speed_table`).
 """
 
 import argparse
-from dataclasses import asdict, dataclass, replace
-import json
+from dataclasses import asdict, replace
+import math
+import os
 from pathlib import Path
 from statistics import median
 import subprocess
 import sys
+import tempfile
 import time
-from typing import Any
+from typing import Any, cast
+
+from benchmarks.dit_rows import GIB, GROUPS, ROWS, SIZES, Row, chosen, tiny
+from benchmarks.records import Records, finish, lines_of
 
 ROOT = Path(__file__).resolve().parent.parent
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement."""
-
-    name: str
-    task: str
-    grid: tuple[int, int, int]
-    """Latent frames, latent height, latent width."""
-    activations: str = "full"
-    compiled: bool = True
-    fp8: str = ""
-    """Empty, `stores` or `computes`."""
-    kind: str = "step"
-    steps: int = 5
-
-
-CLIP81, CLIP33, SQUARE25 = (21, 60, 104), (9, 60, 104), (7, 60, 60)
-ROWS = (
-    Row("14B 480x832x81: eager, all recomputed (plain path)", "t2v-14B", CLIP81, compiled=False, steps=2),
-    Row("14B 480x832x81: compiled, all recomputed", "t2v-14B", CLIP81),
-    Row("14B 480x832x81: compiled, attention kept", "t2v-14B", CLIP81, "attention"),
-    Row("14B 480x832x81: compiled, fp8 products, attention kept", "t2v-14B", CLIP81, "attention", fp8="computes"),
-    Row("14B 480x832x81: compiled, fp8 products, matmuls kept in 24 blocks", "t2v-14B", CLIP81,
-        "matmuls:24,attention", fp8="computes"),
-    Row("14B 480x832x81: compiled, fp8 products, all recomputed", "t2v-14B", CLIP81, fp8="computes"),
-    Row("14B 480x480x25: compiled, nothing recomputed", "t2v-14B", SQUARE25, "none"),
-    Row("14B 480x480x25: compiled, fp8 products, nothing recomputed", "t2v-14B", SQUARE25, "none", fp8="computes"),
-    Row("1.3B 480x832x81: eager, all recomputed (plain path)", "t2v-1.3B", CLIP81, compiled=False, steps=3),
-    Row("1.3B 480x832x81: compiled, nothing recomputed", "t2v-1.3B", CLIP81, "none"),
-    Row("1.3B 480x832x81: compiled, attention kept", "t2v-1.3B", CLIP81, "attention"),
-    Row("14B 480x832x81 forward: eager (plain path)", "t2v-14B", CLIP81, "none", compiled=False, kind="forward",
-        steps=2),
-    Row("14B 480x832x81 forward: compiled", "t2v-14B", CLIP81, "none", kind="forward", steps=4),
-    Row("14B 480x832x81 forward: compiled, fp8 products", "t2v-14B", CLIP81, "none", fp8="computes", kind="forward",
-        steps=4),
-)
 WARM_UPS = 2
+STARTUP = 20
+"""Seconds until a group's 14B model is there."""
 
 
-def measure(row: Row, *, device: str, rank: int, attention: str) -> dict[str, Any]:
-    """Run one row here."""
+class Bench:
+    """The model of a group with its LoRA and optimiser, and the rows on it."""
+
+    def __init__(self, first: Row, *, device: str, rank: int) -> None:
+        import torch
+
+        from training.estimating.trial import Recipe, Trial, empty_dit
+        from wan.memory.fp8 import Fp8Settings
+        from wan.variants import Variant
+
+        self.where, self.rank = torch.device(device), rank
+        self.variant = Variant(out_channels=16, **SIZES[first.task])
+        fp8 = {"": None, "stores": Fp8Settings(), "computes": Fp8Settings(mode="tensor", computes=True)}[first.fp8]
+        recipe = Recipe(variant=self.variant, dtype=torch.bfloat16, is_gpu=self.where.type == "cuda", fp8=fp8,
+                        network_dim=rank, network_alpha=float(rank))
+        self.trial = Trial(recipe, lambda shape, dtype: torch.randn(shape, device=self.where, dtype=dtype) * 0.02,
+                           dit=empty_dit(recipe), device=self.where)
+        self.trial.make_optimizer()
+        self._optimise()  # its state is there from the first row on
+
+    def measure(self, row: Row) -> dict[str, Any]:
+        """One row: seconds, peaks, what was compiled, and the settings that were measured."""
+        import torch
+
+        from training.fitting import attach
+
+        dit = self.trial.dit
+        config = self._settled(row)
+        dit.set_attention(row.attention)
+        attach(config, dit)
+        if row.kind == "forward":
+            self.trial.network.detach()
+        blocks, seconds, losses = range(self.variant.layers), [], []
+        inputs = random_inputs(self.variant, row.grid, self.where)
+        for number in range(WARM_UPS + row.steps):
+            if number == WARM_UPS and self.where.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            finish(self.where)
+            started = time.perf_counter()
+            if row.kind == "forward":
+                self.trial.forward(inputs, blocks)
+            else:
+                self.trial.bucket.clear()
+                self.trial.forward_backward(inputs, blocks)
+                losses.append(self._optimise())
+            finish(self.where)
+            seconds.append(time.perf_counter() - started)
+        assert all(map(math.isfinite, losses)), f"the losses are no numbers: {losses}"
+        peaks = {}
+        if self.where.type == "cuda":
+            peaks = {"allocated_gib": torch.cuda.max_memory_allocated() / GIB,
+                     "reserved_gib": torch.cuda.max_memory_reserved() / GIB}
+        counters = torch._dynamo.utils.counters
+        card = config.small_card
+        return {"seconds": median(seconds[WARM_UPS:]), "all_s": seconds, "losses": losses, **peaks,
+                "graphs": counters["stats"].get("unique_graphs", 0),
+                "graph_breaks": sum(counters["graph_break"].values()), "fell_back": self._fell_back(),
+                "settings": {"activations": config.speed.memory, "swapped": card.blocks_to_swap,
+                             "offloads": card.gradient_checkpointing_cpu_offload, "rank": self.rank}}
+
+    def reset(self) -> None:
+        """Undo what a row put on: nothing is swapped, compiled, limited or detached."""
+        import torch
+
+        from common.devices import free_memory
+
+        dit = self.trial.dit
+        vars(dit).pop("run_block", None)
+        for tensor in [*dit.blocks.parameters(), *dit.blocks.buffers()]:
+            if tensor.device != self.where:
+                tensor.data = tensor.data.to(self.where)
+            elif tensor.untyped_storage().nbytes() > tensor.nbytes:  # in a ring of block swap
+                tensor.data = tensor.data.clone()
+        self.trial.network.attach()
+        self.trial.bucket.clear()
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        free_memory()
+        if self.where.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+    def _optimise(self) -> float:
+        """The loss comes back: reading it is a step's one wait for the device, as in the trainer's loop."""
+        assert self.trial.optimizer is not None
+        loss = self.trial.bucket.reduce(1.0).loss
+        self.trial.optimizer.step()
+        return loss
+
+    def _settled(self, row: Row) -> Any:
+        """The run's settings as a user types them, with `fit` and `auto` decided."""
+        from training.config import TrainConfig
+        from training.estimating.memory_choice import decide
+
+        activations = self._fitting(row) if row.activations == "fit" else row.activations
+        config = TrainConfig.from_flags(
+            dataset_config=Path("none.toml"), dit=Path("none"), output_dir=Path("none"),
+            task=row.task if row.task in ("t2v-14B", "i2v-14B", "t2v-1.3B") else "t2v-14B", network_dim=self.rank,
+            network_alpha=self.rank, mixed_precision="bf16", fp8_base=row.fp8 == "stores",
+            fp8_fast=row.fp8 == "computes", memory=activations, compile=row.compiled,
+            compile_backend="inductor" if self.where.type == "cuda" else "aot_eager", blocks_to_swap=row.swapped,
+            gradient_checkpointing_cpu_offload=row.offloads)
+        if row.activations != "auto":
+            return config
+        if row.limit is not None and self.where.type == "cuda":
+            limit(self.where, row.limit)
+        with tempfile.TemporaryDirectory() as folder:
+            return decide(config, *self._one_clip(row, config, Path(folder)))
+
+    def _fitting(self, row: Row) -> str:
+        import torch
+
+        from training.estimating.memory_estimate import WORKSPACES
+        from wan.memory.planner import Step, as_text, choose
+
+        frames, height, width = row.grid
+        held = torch.cuda.memory_allocated() if self.where.type == "cuda" else 0
+        room = int(row.limit or 0) - held - WORKSPACES
+        mix = choose(Step(self.variant, frames * height * width // 4, row.compiled), room)
+        assert mix is not None, f"not even full recomputation fits into {room / GIB:.1f} GiB"
+        return as_text(mix)
+
+    def _one_clip(self, row: Row, config: Any, folder: Path) -> Any:
+        """A plan and its batches: one cached clip of the row's size."""
+        from benchmarks.preflight import Case, clip_of
+        from training.clips import EpochBatches
+        from training.parallel import Processes
+        from training.preflight import Plan
+        from training.showing import Showing
+        from wan.variants import find_task
+
+        frames, height, width = row.grid
+        case = Case("", True, True, 4 * frames - 3, 1, 8 * height, 8 * width)
+        plan = Plan(task=find_task(config.data.task), variant=self.variant, arguments={}, conditions={},
+                    dataset=cast("Any", None), clips=[clip_of(case, folder, self.variant.text_dim)], held_out=[],
+                    merge=None, start=None, is_stored_in_fp8=False, showing=Showing())
+        return plan, EpochBatches(plan.clips, 0, Processes(device=self.where))
+
+    def _fell_back(self) -> bool:
+        """Whether a block was to be compiled and could not."""
+        from wan.memory.blocks import BlockRunner
+
+        one = vars(self.trial.dit).get("run_block")
+        while one is not None and not isinstance(one, BlockRunner):
+            one = one.args[0] if getattr(one, "args", None) else None
+        return one is not None and any(not getattr(part, "_works", True) for part in one._parts.values())
+
+
+def random_inputs(variant: Any, grid: tuple[int, int, int], where: Any) -> Any:
+    """One clip as the model sees it: latents, 512 tokens of text, and what an image-to-video model is given."""
     import torch
 
     from common.features import FeatureBatch
-    from training.estimating.trial import Recipe, StepInputs, Trial, empty_dit
-    from wan.memory.fp8 import Fp8Settings
-    from wan.variants import Variant
+    from training.estimating.trial import StepInputs
 
-    where = torch.device(device)
-    variant = Variant(in_channels=16, out_channels=16, **SIZES[row.task])
-    fp8 = {"": None, "stores": Fp8Settings(), "computes": Fp8Settings(mode="tensor", computes=True)}[row.fp8]
-    recipe = Recipe(variant=variant, dtype=torch.bfloat16, is_gpu=where.type == "cuda", fp8=fp8, attention=attention,
-                    activations=row.activations, compiled=row.compiled, network_dim=rank, network_alpha=float(rank))
-    started = time.perf_counter()
-    trial = Trial(recipe, lambda shape, dtype: (torch.randn(shape, device=where, dtype=dtype) * 0.02),
-                  dit=empty_dit(recipe), device=where)
-    if row.kind == "forward":
-        trial.network.detach()
-    trial.make_optimizer()
-    built = time.perf_counter() - started
-    frames, height, width = row.grid
-    text = torch.randn(1, 512, variant.text_dim, device=where, dtype=torch.bfloat16)
-    latents = torch.randn(1, 16, frames, height, width, device=where)
-    features = FeatureBatch(features={"text": {"hidden": [text[0]]}}, frames=4 * frames - 3, fps=16.0)
-    inputs = StepInputs(latents, features)
-    blocks = range(variant.layers)
+    torch.manual_seed(0)
 
-    def step() -> None:
-        if row.kind == "forward":
-            trial.forward(inputs, blocks)
-            return
-        trial.bucket.clear()
-        trial.forward_backward(inputs, blocks)
-        trial.bucket.reduce(1.0)
-        assert trial.optimizer is not None
-        trial.optimizer.step()
+    def random(*shape: int, dtype: Any = torch.float32) -> Any:
+        return torch.randn(shape, device=where, dtype=dtype)
 
-    seconds = []
-    for number in range(WARM_UPS + row.steps):
-        if number == WARM_UPS and where.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        _finish(where)
-        started = time.perf_counter()
-        step()
-        _finish(where)
-        seconds.append(time.perf_counter() - started)
-    memory = {}
-    if where.type == "cuda":
-        memory = {"allocated_gib": torch.cuda.max_memory_allocated() / GIB,
-                  "reserved_gib": torch.cuda.max_memory_reserved() / GIB}
-    stats = torch._dynamo.utils.counters
-    return {"row": asdict(row), "seconds": median(seconds[WARM_UPS:]), "first_s": seconds[0], "built_s": built,
-            **memory, "graphs": stats["stats"].get("unique_graphs", 0),
-            "graph_breaks": sum(stats["graph_break"].values())}
+    features: dict[str, Any] = {"text": {"hidden": [random(512, variant.text_dim, dtype=torch.bfloat16)]}}
+    if variant.has_image_branch:
+        features["image_latents"] = {"latents": random(1, variant.extra_channels, *grid)}
+        features["clip"] = {"first": random(1, variant.image_tokens, variant.image_dim, dtype=torch.bfloat16)}
+    return StepInputs(random(1, 16, *grid), FeatureBatch(features=features, frames=4 * grid[0] - 3, fps=16.0))
 
 
-SIZES: dict[str, dict[str, int]] = {
-    "t2v-14B": {"dim": 5120, "ffn_dim": 13824, "layers": 40, "heads": 40, "text_dim": 4096},
-    "t2v-1.3B": {"dim": 1536, "ffn_dim": 8960, "layers": 30, "heads": 12, "text_dim": 4096},
-    "tiny": {"dim": 64, "ffn_dim": 128, "layers": 4, "heads": 2, "text_dim": 16},
-}
-
-
-def _finish(device: Any) -> None:
+def limit(where: Any, nbytes: float) -> None:
+    """Let this process use so much of the GPU; it must be what `--memory auto` then sees."""
     import torch
 
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    from common.devices import reach
+
+    total = torch.cuda.mem_get_info(where)[1]
+    torch.cuda.set_per_process_memory_fraction(nbytes / total, where)
+    torch.cuda.reset_peak_memory_stats(where)
+    found = reach(where)
+    assert abs(found - nbytes) < GIB / 100, f"limited to {nbytes:.3g} bytes, and the choice would see {found:.3g}"
 
 
-def ceilings(device: str) -> dict[str, float]:
-    """TFLOP/s of a large bf16 product and of attention at the 14B model's shape, forward and backward."""
-    import torch
-    import torch.nn.functional as F  # noqa: N812
+def run_here(numbers: list[int], given: argparse.Namespace) -> int:
+    """Measure rows that share a model, in this process; one that fails costs only itself."""
+    from common.devices import free_memory
 
-    where = torch.device(device)
-    size, tokens, heads = (8192, 32760, 40) if where.type == "cuda" else (256, 256, 2)
-    dtype = torch.bfloat16
-    a, b = (torch.randn(size, size, device=where, dtype=dtype) for _ in range(2))
-    q, k, v = (torch.randn(1, tokens, heads, 128, device=where, dtype=dtype, requires_grad=True) for _ in range(3))
-
-    def attention() -> Any:
-        return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-
-    work = 4 * tokens**2 * 128 * heads
-    out = attention()
-    gradient = torch.randn_like(out)
-    return {"matmul": 2 * size**3 / _best(lambda: a @ b, where) / 1e12,
-            "attention": work / _best(attention, where) / 1e12,
-            "attention_backward": 2.5 * work / _best(
-                lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True), where) / 1e12}
-
-
-def _best(work: Any, where: Any) -> float:
-    times = []
-    for _ in range(8):
-        _finish(where)
-        started = time.perf_counter()
-        work()
-        _finish(where)
-        times.append(time.perf_counter() - started)
-    return median(sorted(times)[:5])
+    device = "cpu" if given.tiny else "cuda"
+    records = Records(given.results, commit=given.commit)
+    records.measure_ceilings(device)
+    free_memory()
+    rows = {number: replace(ROWS[number], steps=given.steps or ROWS[number].steps) for number in numbers}
+    started, bench = time.monotonic(), None
+    for number, row in rows.items():
+        if time.time() + row.seconds + (STARTUP if bench is None else 0) > given.until:
+            print(f"left out, because the time is over: {number} {row.name}", flush=True)
+            continue
+        began = time.monotonic()
+        measured = tiny(row) if given.tiny else row
+        facts = {"row": row.name, "number": number, "asked": asdict(measured), "is_tiny": given.tiny}
+        try:
+            if bench is None:
+                bench = Bench(measured, device=device, rank=4 if given.tiny else 32)
+                print(f"  model after {time.monotonic() - started:.1f} s", flush=True)
+                bench.reset()
+            records.add("dit", **facts, **bench.measure(measured))
+        except Exception as error:  # noqa: BLE001 - one row must not cost the others
+            records.add("dit", **facts, error=f"{type(error).__name__}: {str(error).strip()[:400]}")
+            print(f"  failed: {type(error).__name__}: {str(error).strip()[:1500]}", flush=True)
+        if bench is not None:
+            bench.reset()
+        print(f"  {number} {row.name}: {time.monotonic() - began:.1f} s", flush=True)
+    return 0
 
 
-def table(path: Path) -> str:
-    """Every line of the results as Markdown; the ratio is to the plain path of the same model, size and kind."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    plain = {(one["row"]["task"], tuple(one["row"]["grid"]), one["row"]["kind"]): one["seconds"] for one in lines
-             if "row" in one and "seconds" in one and "plain" in one["row"]["name"]}
-    rows = []
-    for one in lines:
-        if "ceilings" in one:
-            found = ", ".join(f"{name} {value:.0f}" for name, value in one["ceilings"].items())
-            rows.append(f"| ceilings, TFLOP/s: {found} | | | | |")
-        elif "error" in one:
-            rows.append(f"| {one['row']['name']} | {one['error'][:80]} | | | |")
-        else:
-            key = (one["row"]["task"], tuple(one["row"]["grid"]), one["row"]["kind"])
-            ratio = f"{one['seconds'] / plain[key]:.3f}" if key in plain else ""
-            memory = f"{one.get('allocated_gib', 0):.1f} / {one.get('reserved_gib', 0):.1f}"
-            rows.append(f"| {one['row']['name']} | {one['seconds']:.3f} | {ratio} | {memory} | "
-                        f"first {one['first_s']:.0f} s, graphs {one['graphs']}, breaks {one['graph_breaks']} |")
-    head = "| row | s | of the plain path | GiB allocated / reserved | compiling |"
-    return "\n".join([head, "|---|---|---|---|---|", *rows])
+def run_rows(numbers: list[int], results: Path, more: list[str], until: float) -> None:
+    """Measure rows, a process a group. What kills a process is told of the row that it died in; the rest goes on."""
+    first = 0
+    for group in GROUPS:
+        left = [number for number in numbers if first <= number < first + len(group)]
+        first += len(group)
+        while left and time.time() < until:
+            before = sum(1 for _ in lines_of(results))
+            words = [sys.executable, "-m", "benchmarks.dit_speed", str(results), *more, "--until", str(until), "--here",
+                     *map(str, left)]
+            done = subprocess.run(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+            if done.returncode == 0:
+                break
+            told = [line.get("number") for line in list(lines_of(results))[before:] if line["part"] == "dit"]
+            left = [number for number in left if number not in told]
+            print(done.stderr[-2000:], flush=True)
+            if left:
+                Records(results).add("dit", row=ROWS[left[0]].name, number=left[0], asked=asdict(ROWS[left[0]]),
+                                     error=(done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
+                left = left[1:]
+
+
+def environment() -> dict[str, str]:
+    """That of this process, with an allocator that loses little in gaps."""
+    return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
 
 
 def main() -> int:
-    """Measure what was asked for, a process a row, and print the table."""
+    """Measure what was asked for and print the table."""
+    from benchmarks.speed_table import table
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--only", type=int, nargs="*", help="numbers of rows, from 0")
+    parser.add_argument("--only", nargs="+", help="rows by number or by a part of their names")
+    parser.add_argument("--list", action="store_true", help="only print the rows")
     parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU")
-    parser.add_argument("--attention", default="sdpa", help="back end")
     parser.add_argument("--steps", type=int, help="measured steps, in place of each row's own number")
-    parser.add_argument("--deadline", type=float, default=1e9, help="begin no row after so many seconds")
-    parser.add_argument("--here", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--deadline", type=float, default=1e9, help="begin no row that would end after so many seconds")
+    parser.add_argument("--commit", help="of what is measured, where the tree came without its history")
+    parser.add_argument("--until", type=float, default=float("inf"), help=argparse.SUPPRESS)
+    parser.add_argument("--here", type=int, nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    given.results.mkdir(parents=True, exist_ok=True)
-    path = given.results / "dit_speed.jsonl"
-    if given.here is not None:
-        return _here(given, path)
-    started = time.monotonic()
-    for number in [-1, *(given.only if given.only is not None else range(len(ROWS)))]:
-        if time.monotonic() - started > given.deadline:
-            print(f"left out, because the time is over: row {number}")
-            continue
-        words = [sys.executable, "-m", "benchmarks.dit_speed", str(given.results), "--here", str(number), "--attention",
-                 given.attention, *(["--tiny"] if given.tiny else []),
-                 *(["--steps", str(given.steps)] if given.steps else [])]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            print((done.stdout + done.stderr)[-1500:])
-            if number >= 0:
-                _append(path, {"row": asdict(ROWS[number]), "error": done.stderr.strip().splitlines()[-1]})
-        print(f"row {number}: {time.monotonic() - started:.0f} s", flush=True)
-    print(table(path))
-    return 0
-
-
-def _here(given: argparse.Namespace, path: Path) -> int:
-    device = "cpu" if given.tiny else "cuda"
-    if given.here < 0:
-        _append(path, {"ceilings": ceilings(device)})
+    if given.list:
+        print("\n".join(f"{number:3d}  {row.seconds:4d} s  {row.name}" for number, row in enumerate(ROWS)))
         return 0
-    row, rank = ROWS[given.here], 32
-    row = replace(row, steps=given.steps or row.steps)
-    if given.tiny:
-        policy = row.activations if ":" not in row.activations else "matmuls:2,attention"
-        row, rank = replace(row, task="tiny", grid=(3, 8, 12), activations=policy, steps=2), 4
-    _append(path, measure(row, device=device, rank=rank, attention=given.attention))
+    if given.here is not None:
+        return run_here(given.here, given)
+    more = [*(["--tiny"] if given.tiny else []), *(["--steps", str(given.steps)] if given.steps else []),
+            *(["--commit", given.commit] if given.commit else [])]
+    run_rows(chosen(ROWS, given.only), given.results, more, time.time() + given.deadline)
+    print(table(given.results))
     return 0
-
-
-def _append(path: Path, values: dict[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
 
 
 if __name__ == "__main__":

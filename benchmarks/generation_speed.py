@@ -1,22 +1,22 @@
-"""Generation on random weights of the real size: forward, guided step, few-step clip with decode, step caches.
+"""Generation on random weights of the real size: forward, guided step, few-step clip with decode, step caches; plain,
+then (part `fast`) with fp8 products, compiled blocks, each --attention, and the fast VAE.
 
     python -m benchmarks.generation_speed RESULTS_FOLDER                 14B text to video, 480x832, 81 frames, one GPU
+    python -m benchmarks.generation_speed RESULTS_FOLDER --parts fast    the rows of the table of goals alone
     python -m benchmarks.generation_speed RESULTS_FOLDER --tiny          seconds on a CPU; its times mean nothing
 
 Weights are made on the device. Beside the rows stand the ceilings of the same run: a bf16 product of 8192^3 and
 attention at the model's shape. Ratios are against the plain forward of this run. A row that fails says why and
-stops no other. Appends a JSON line a row to RESULTS_FOLDER/generation_speed.jsonl and prints a Markdown table. Needs
+stops no other. Appends a JSON line a row to RESULTS_FOLDER/speed.jsonl and prints a Markdown table. Needs
 torch, einops, jaxtyping, safetensors and tqdm.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-import json
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
-import subprocess
 import sys
 import time
 from typing import Any
@@ -25,9 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from benchmarks.records import Records  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.timebase import latent_frame_count  # noqa: E402
 from inference.denoise import Sampling, denoise  # noqa: E402
@@ -36,6 +37,9 @@ from inference.guidance import ClassifierFree, Pass  # noqa: E402
 from inference.magcache import MagCache  # noqa: E402
 from inference.step_cache import Rule, StepCache, run_with_cache  # noqa: E402
 from inference.teacache import COEFFICIENTS, TeaCache  # noqa: E402
+from wan.memory.blocks import run_blocks  # noqa: E402
+from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears  # noqa: E402
+from wan.memory.vae_speed import VaeSpeed, speed_up  # noqa: E402
 from wan.modules.constants import Constants  # noqa: E402
 from wan.modules.dit import WanDiT  # noqa: E402
 from wan.modules.vae import Vae  # noqa: E402
@@ -63,6 +67,8 @@ class Row:
     """To the plain forward of the same run."""
     peak_gib: float | None = None
     note: str = ""
+    goal: str = ""
+    """Line of the table of goals that the row may fill."""
 
 
 class Bench:
@@ -82,6 +88,8 @@ class Bench:
                      for name in ("conditional", "unconditional")}
         self.tokens = shape[2] * shape[3] * shape[4] // 4
         self.plain: float | None = None
+        self.plain_clip: float | None = None
+        self.attentions = ["sdpa"]
 
     def velocity(self, cache: StepCache | None = None) -> Callable[[Tensor, float, float, Pass], Tensor]:
         """The model's velocity as a generation calls it."""
@@ -200,10 +208,58 @@ def generations(bench: Bench) -> Iterator[Callable[[], Row]]:
 
     def clip() -> Row:
         velocity, sampling = bench.velocity(), Sampling("euler", len(TIMES), 5.0, TIMES)
-        return bench.row("clip, 4 steps, one pass, with decode", lambda: decode(
+        row = bench.row("clip, 4 steps, one pass, with decode", lambda: decode(
             denoise(velocity, bench.noise, sampling, guidance=ClassifierFree(1.0))), repeats=min(bench.repeats, 2))
+        bench.plain_clip = row.seconds
+        return row
 
     yield from (guided, decoding, clip)
+
+
+def fast(bench: Bench) -> Iterator[Callable[[], Row]]:
+    """Forward and clip with all that makes them fast. The plain model is gone behind it."""
+    make_fast(bench)
+    text, time_of = bench.text["conditional"], torch.full((1,), 500.0, device=bench.device)
+    constants = Constants()
+
+    def forward(attention: str) -> Row:
+        bench.dit.set_attention(attention)
+        row = bench.row(f"forward, LoRA merged: fp8 products, compiled, {attention}",
+                        lambda: bench.dit(bench.noise, time_of, text, constants=constants))
+        return replace(row, goal="forward 8-bit" if "fp8" in attention else "forward")
+
+    def clip(attention: str) -> Row:
+        velocity, sampling = bench.velocity(), Sampling("euler", len(TIMES), 5.0, TIMES)
+
+        def made() -> None:
+            latents = denoise(velocity, bench.noise, sampling, guidance=ClassifierFree(1.0))
+            for part in bench.vae.decode_chunks(latents):
+                part.float().cpu()
+
+        row = bench.row(f"clip, 4 steps, one pass, with decode: fp8 products, compiled, {attention}", made,
+                        repeats=min(bench.repeats, 2))
+        plain = bench.plain_clip
+        return replace(row, goal="clip", ratio=None if plain is None or row.seconds is None else row.seconds / plain,
+                       note="ratio to the plain clip")
+
+    for attention in bench.attentions:
+        for work in (forward, clip):
+            yield partial(work, attention)
+
+
+def make_fast(bench: Bench) -> None:
+    """fp8 products from the weights that are there, compiled blocks and VAE, channels innermost in the VAE."""
+    on_gpu, dit = bench.device == "cuda", bench.dit
+    old = {f"blocks.{name}": (module.weight, module.bias) for name, module in dit.blocks.named_modules()
+           if isinstance(module, nn.Linear)}
+    for name in use_fp8_linears(dit, Fp8Settings(mode="tensor", computes=on_gpu)):
+        linear, (weight, bias) = dit.get_submodule(name), old.pop(name)
+        assert isinstance(linear, Fp8Linear)
+        linear.store(weight.detach())
+        linear.bias = bias
+    dit.requires_grad_(False)
+    run_blocks(dit, ["none"] * len(dit.blocks), compiled=True, backend="inductor" if on_gpu else "aot_eager")
+    bench.vae = speed_up(bench.vae, VaeSpeed(channels_last=on_gpu, compiled=on_gpu))
 
 
 def cached_steps(bench: Bench) -> Iterator[Callable[[], Row]]:
@@ -238,9 +294,7 @@ def table(rows: list[Row], head: str) -> str:
     return "\n".join(lines)
 
 
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+PARTS = {"ceilings": ceilings, "forwards": forwards, "generations": generations, "caches": cached_steps, "fast": fast}
 
 
 @torch.no_grad()
@@ -252,30 +306,42 @@ def main() -> None:
     parser.add_argument("--video_size", type=int, nargs=2, default=(480, 832), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--repeats", type=int, default=3, help="timed calls of a row; their median counts")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--attention", nargs="+", default=["fa4", "cudnn_fp8", "sdpa"], help="back ends of `fast`")
+    parser.add_argument("--commit", help="of what is measured, where the tree came without its history")
     parser.add_argument("--tiny", action="store_true", help="a tiny model at 32x48 and 5 frames: whether it runs")
     asked = parser.parse_args()
     if asked.tiny:
         asked.model, asked.video_size, asked.frames, asked.repeats = "tiny", (32, 48), 5, 1
     torch.manual_seed(0)
     bench = Bench(asked.model, tuple(asked.video_size), asked.frames, asked.repeats)
-    gpu = torch.cuda.get_device_name() if bench.device == "cuda" else "CPU"
-    run = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": _commit(), "device": gpu,
-           "torch": torch.__version__, "model": asked.model, "size": list(asked.video_size), "frames": asked.frames}
-    asked.results.mkdir(parents=True, exist_ok=True)
+    bench.attentions = ["sdpa"] if bench.device == "cpu" else asked.attention
+    records = Records(asked.results, commit=asked.commit)
+    records.measure_ceilings(bench.device)
+    size = f"{asked.model} {asked.video_size[0]}x{asked.video_size[1]}x{asked.frames}"
     rows: list[Row] = []
-    for part in (ceilings, forwards, generations, cached_steps):
-        for work in part(bench):
+    for part in asked.parts:
+        for work in PARTS[part](bench):
             try:
                 row = work()
             except (RuntimeError, ValueError, TypeError, AssertionError, ImportError, OSError, UserError) as error:
-                name = getattr(work, "__name__", "row")
-                row = Row(f"{part.__name__}: {name}", None, note=f"{type(error).__name__}: {str(error)[:160]}")
+                row = Row(f"{part}: {name_of(work)}", None, note=f"{type(error).__name__}: {str(error)[:160]}")
             rows.append(row)
             print(table(rows[-1:], "").splitlines()[-1], flush=True)
-            with (asked.results / "generation_speed.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**run, **asdict(row)}) + "\n")
-    print("\n" + table(rows, f"{gpu}, torch {torch.__version__}, {asked.model} random weights, {asked.video_size[0]}x"
-                             f"{asked.video_size[1]}, {asked.frames} frames, commit {run['commit']}"))
+            records.add("generation", row=f"{size}: {row.name}", is_tiny=asked.tiny, goal=row.goal, note=row.note,
+                        **({"error": row.note} if row.seconds is None else {"seconds": row.seconds}),
+                        **({"of_plain": row.ratio} if row.ratio is not None and row.goal else {}),
+                        **({} if row.peak_gib is None else {"allocated_gib": row.peak_gib}))
+    facts = records.facts
+    print("\n" + table(rows, f"{facts['gpu']}, torch {facts['torch']}, {size}, random weights, commit "
+                             f"{facts['commit']}"))
+
+
+def name_of(work: Callable[[], Row]) -> str:
+    """What a row that failed is called."""
+    if isinstance(work, partial):
+        return " ".join([work.func.__name__, *map(str, work.args)])
+    return getattr(work, "__name__", "row")
 
 
 if __name__ == "__main__":

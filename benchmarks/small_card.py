@@ -7,13 +7,13 @@ the process's memory where the row says so, and times forward, backward and Adam
 blocks, full checkpointing, batch 1), median of --steps after the first (of one less at 81 frames). Ratios are to the
 row of the same clip with float8 and nothing swapped. The rows `check` compare gradients with and without swapping on
 the device itself. Rows that fail are told and the rest goes on; rows that would pass --seconds are left out. A JSON
-line a row goes to RESULTS_DIR/small_card.jsonl.
+line a row goes to RESULTS_DIR/speed.jsonl. What `--memory auto` makes of such a card is measured by the rows "24 GB"
+of `benchmarks.dit_speed`.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-import json
 import os
 from pathlib import Path
 from statistics import median
@@ -29,6 +29,7 @@ from torch import Tensor  # noqa: E402
 import torch.nn.functional as F  # noqa: E402, N812
 
 from benchmarks.random_weights import SIZES  # noqa: E402
+from benchmarks.records import Records  # noqa: E402
 from networks.lora_wan import create_network  # noqa: E402
 from wan.memory.estimate import Holding, memory_need  # noqa: E402
 from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears  # noqa: E402
@@ -293,6 +294,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=270.0, help="no row is begun that would end behind this")
     parser.add_argument("--rows", type=int, nargs="+", help="numbers of the rows to measure, from 0 (default: all)")
     parser.add_argument("--without_check", action="store_true")
+    parser.add_argument("--commit", help="of what is measured, where the tree came without its history")
     arguments = parser.parse_args()
     began = time.perf_counter()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -305,16 +307,14 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, LoRA rank {RANK}\n\n"
           "| what | s a step | ratio | peak allocated / reserved, GiB | arithmetic: base + trained, GiB | host, GiB |\n"
           "|---|---|---|---|---|---|", flush=True)
-    arguments.results.mkdir(parents=True, exist_ok=True)
+    records = Records(arguments.results, commit=arguments.commit)
     plain: dict[int, float] = {}
     longest: dict[int, float] = {}
 
     def tell(found: list[dict[str, Any]]) -> None:
         for one in found:
             print(line_of(one, plain), flush=True)
-            with (arguments.results / "small_card.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"date": time.strftime("%Y-%m-%d"), "gpu": name, "torch": torch.__version__,
-                                       **one}) + "\n")
+            records.add("small card", is_tiny=arguments.tiny, **one)
 
     tell(attempt("ceilings", lambda: [ceilings(setting)]))
     if not arguments.without_check:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
+from wan.memory.vae_speed import kernels_tried
+
 if TYPE_CHECKING:
     from benchmarks.vae_speed import Bench
 
@@ -49,19 +51,14 @@ def profile(bench: "Bench", what: str, run: Callable[[], object]) -> None:
 
 
 def convolutions(bench: "Bench") -> None:
-    """The VAE's convolutions by themselves: as they are called, and what else might compute the same."""
+    """The VAE's convolutions by themselves, tuned: as they are called, and what else might compute the same."""
     for name, flop, run in _forms(bench):
-        for tuned in (False, True):
-            torch.backends.cudnn.benchmark = tuned
-            try:
-                with torch.no_grad():
-                    seconds = bench.timed(run)
-                bench.add(what="convolution", way=name + (", tuned" if tuned else ""), ms=1e3 * seconds,
-                          tflops=flop / seconds / 1e12)
-            except Exception as error:  # noqa: BLE001 - the other rows are wanted all the same
-                bench.add(what="convolution", way=name, failed=str(error).partition("\n")[0])
-            finally:
-                torch.backends.cudnn.benchmark = False
+        try:
+            with torch.no_grad(), kernels_tried():
+                seconds = bench.timed(run)
+            bench.add(what="convolution", way=name, ms=1e3 * seconds, tflops=flop / seconds / 1e12)
+        except Exception as error:  # noqa: BLE001 - the other rows are wanted all the same
+            bench.add(what="convolution", way=name, failed=str(error).partition("\n")[0])
 
 
 def _forms(bench: "Bench") -> Iterator[tuple[str, float, Callable[[], Any]]]:

@@ -1,8 +1,13 @@
 """The device that work is done on, and what it took."""
 
 import time
+from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def pick_device(name: str | None = None) -> str:
@@ -27,6 +32,18 @@ def pick_device(name: str | None = None) -> str:
     return own if name == "cuda" else name
 
 
+def sent(tensor: "Tensor", device: "torch.device | str") -> "Tensor":
+    """`tensor` on `device`. From the CPU to CUDA it goes through page-locked memory, so that the host does not wait.
+
+    A copy from ordinary memory waits for all that the device still has to do.
+    """
+    import torch
+
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.contiguous().pin_memory()).to(device, non_blocking=True)
+
+
 class Meter:
     """Seconds and peak device memory of a stretch of work."""
 
@@ -48,6 +65,24 @@ class Meter:
             torch.cuda.synchronize(self.device)
             return f"{seconds}, peak {torch.cuda.max_memory_allocated(self.device) / 2**30:.2f} GiB on {self.device}"
         return f"{seconds} on {self.device}"
+
+
+def reach(device: "torch.device") -> int:
+    """Bytes that this process can have on a GPU, what it holds already included.
+
+    Within the share that `torch.cuda.set_per_process_memory_fraction` limits it to, which the driver does not know.
+    """
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    # torch 2.8 and older can set the share, and cannot tell it.
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
+    return within_share(free + torch.cuda.memory_reserved(device), total, share)
+
+
+def within_share(there: int, total: int, share: float) -> int:
+    """The lesser of what is there and of the process's share of the whole GPU."""
+    return min(there, int(share * total))
 
 
 def free_memory() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from common.devices import sent
 from common.errors import CacheError
 
 if TYPE_CHECKING:  # a command line lists feature names without paying for torch
@@ -125,14 +126,21 @@ class FeatureBatch:
     regions: "Tensor | None" = None
 
     def to(self, device: "torch.device | str") -> "FeatureBatch":
-        """The batch with every tensor on `device`."""
-        return replace(self, **{one.name: _moved(getattr(self, one.name), device) for one in fields(self)
+        """The batch with every tensor on `device`; the host does not wait for it to arrive there."""
+        return self._with_each(lambda tensor: sent(tensor, device))
+
+    def pinned(self) -> "FeatureBatch":
+        """The batch in page-locked memory, from which a CUDA device copies by itself."""
+        return self._with_each(lambda tensor: tensor.pin_memory())
+
+    def _with_each(self, change: "Callable[[Tensor], Tensor]") -> "FeatureBatch":
+        return replace(self, **{one.name: _changed(getattr(self, one.name), change) for one in fields(self)
                                 if one.name not in ("frames", "fps")})
 
 
-def _moved(value: Any, device: Any) -> Any:
+def _changed(value: Any, change: "Callable[[Tensor], Tensor]") -> Any:
     if isinstance(value, Mapping):
-        return {key: _moved(one, device) for key, one in value.items()}
+        return {key: _changed(one, change) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_moved(one, device) for one in value)
-    return None if value is None else value.to(device, non_blocking=True)
+        return type(value)(_changed(one, change) for one in value)
+    return None if value is None else change(value)

@@ -1,7 +1,7 @@
 """Reads the cached features of a batch and lays them out as their contracts say."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 import os
 from pathlib import Path
@@ -39,6 +39,10 @@ class LoadedBatch:
     """Samples that count over all processes: the divisor of the batch's mean loss."""
     epoch: int
     index: int
+
+    def pinned(self) -> "LoadedBatch":
+        """The batch in page-locked memory: a CUDA device copies it while the host goes on."""
+        return replace(self, latents=self.latents.pin_memory(), features=self.features.pinned())
 
 
 def load_batch(plan: BatchPlan) -> LoadedBatch:

@@ -22,12 +22,12 @@ from wan.memory.blocks import run_blocks
 from wan.memory.fp8 import Fp8Settings, require_fp8_compute
 from wan.memory.swap import BlockSwap, spread
 from wan.memory.vae_speed import speed_up, usual_speed
+from wan.modules.attention_probe import choose_attention
 from wan.modules.dit import WanDiT
 from wan.modules.vae import Vae
 
 log = get_logger(__name__)
 
-ATTENTION = {"torch": "sdpa", "flash": "flash_attn", "flash2": "flash_attn"}
 """musubi-tuner's names of back ends that we call otherwise."""
 
 
@@ -133,6 +133,10 @@ class Models:
             log.info("the LoRA weights of %d files are left out; conditions are kept", len(files.adapters.files))
         merge = LoraMerge(loras) if loras and not request.lora_attach else None
         fp8 = fp8_settings(request, is_stored_in_fp8=files.facts.is_stored_in_fp8)
+        variant = files.variant
+        attention = choose_attention(request.attn_mode, self.device, self.dit_dtype, heads=variant.heads,
+                                     head_dim=variant.head_dim, trains=False)
+        log.info("attention: %s", attention.words)
         dit = wan.load_dit(files.dit, dtype=self.dit_dtype, device=self.device, transform=merge, fp8=fp8,
                            blocks_on_cpu=spread(request.blocks_to_swap, files.variant.layers))
         for report in merge.reports() if merge else ():
@@ -144,7 +148,7 @@ class Models:
             swap = BlockSwap(dit, request.blocks_to_swap)
             log.info("blocks in host memory: %s (%.2f GiB); ring on %s: %.2f GiB", ", ".join(map(str, swap.blocks)),
                      swap.host_bytes / 2**30, self.device, swap.ring_bytes / 2**30)
-        dit.set_attention(ATTENTION.get(request.attn_mode, request.attn_mode))
+        dit.set_attention(attention.name)
         if loras and request.lora_attach:
             attach_to(dit, files.adapters)
         log.info("DiT: %s, %d blocks, %s%s on %s", files.variant.family, files.variant.layers,

@@ -12,6 +12,8 @@ from inference.choices import Annealing, Order
 from inference.segments import overlap_problem
 from inference.speed import LISTED_SOLVERS, SpeedChoice
 from wan.audio_presets import PresetName
+from wan.modules.attention_names import ALIASES, AUTO, ONLY_FORWARD, TRAINING
+from wan.modules.attention_names import HELP as ATTENTION_HELP
 from wan.text_storage import FP8_T5_DIFFERS, FP8_T5_HELP
 from wan.variants import TASKS, find_task
 
@@ -19,9 +21,7 @@ OutputType = Literal["video", "images", "latent", "both", "latent_images"]
 VIDEO_SUFFIXES = (".mp4", ".m4v")
 FOREIGN_VIDEO_SUFFIXES = (".mov", ".mkv", ".webm", ".avi", ".gif", ".wmv", ".flv")
 NO_SUCH_ATTENTION = {
-    "flash3": "comes with the work on speed; torch takes cuDNN's kernel on the same cards.",
     "xformers": "is not offered, because torch's own attention computes the same without a package. Use torch.",
-    "sageattn": "comes with the work on speed. Use torch.",
 }
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -73,9 +73,10 @@ class ModelChoice(Section):
     blocks_to_swap: int = flag(0, "blocks of the DiT, evenly spread, whose weights wait in page-locked host memory and "
                                   "are brought just ahead of use; up to all of them (14B: 40)", ge=0, group="Models",
                                differs="one way and always page-locked; all blocks may be swapped")
-    attn_mode: str = flag("torch", "attention back end; torch and sdpa are PyTorch's own and work everywhere",
-                          choices=("torch", "sdpa", "flash", "flash2", "flash3", "xformers", "sageattn"),
-                          group="Models")
+    attn_mode: str = flag(AUTO, f"attention back end: {ATTENTION_HELP}; cudnn_fp8 (nvidia-cudnn-frontend) and sageattn "
+                                "round to eight bits: faster still, not quite the same video",
+                          choices=(AUTO, *TRAINING, *ONLY_FORWARD, *ALIASES, *NO_SUCH_ATTENTION), group="Models",
+                          differs="the default is auto: cuDNN's kernel on H100 and later, else torch's choice")
 
 
 class LoraChoice(Section):

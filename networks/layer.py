@@ -191,6 +191,19 @@ class LoraLayer(Layer):
         nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5), generator=source)
         nn.init.zeros_(self.lora_up.weight)
 
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        """The base's result with the product added: by the base itself where it can do that as it multiplies."""
+        assert self._plain_forward is not None
+        is_alone = getattr(self._plain_forward, "__self__", None) is self._base[0]  # no other layer in between
+        together = getattr(self._base[0], "forward_with", None) if is_alone else None
+        if together is None:
+            return super().forward(x)
+        if not self.switch.is_on or self._skips_module():
+            return self._plain_forward(x)
+        low, scale = self.low(x)
+        result: Tensor = together(x, low, self.lora_up.weight.to(x.dtype), scale * self.switch.multiplier)
+        return result
+
     def added(self, x: Float[Tensor, "*B I"], base: Float[Tensor, "*B O"]) -> Float[Tensor, "*B O"]:
         """`base` with the product added."""
         low, scale = self.low(x)

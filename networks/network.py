@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 import re
 
+from jaxtyping import Float
 import torch
 from torch import Tensor, nn
 
@@ -22,12 +23,21 @@ from networks.report import FileReport
 
 @dataclass(frozen=True)
 class NormLimit:
-    """What `limit_norms` did."""
+    """What `limit_norms` did. Only reading a figure waits for the device."""
 
-    scaled: int
-    """Layers whose product was too large."""
-    mean: float
-    largest: float
+    before: Float[Tensor, " N"]
+    """Norm of each layer's change."""
+    factors: Float[Tensor, " N"]
+
+    @property
+    def scaled(self) -> int:
+        """Layers whose product was too large."""
+        return int((self.factors < 1 - 1e-6).sum())
+
+    @property
+    def largest(self) -> float:
+        """The largest norm that is left; 0 without layers."""
+        return float((self.before * self.factors).max()) if len(self.before) else 0.0
 
 
 @dataclass(frozen=True)
@@ -173,11 +183,9 @@ class Network(nn.Module):
     def limit_norms(self, limit: float) -> NormLimit:
         """Shrink the factors of every layer whose change of the weight exceeds `limit` (`--scale_weight_norms`)."""
         if not self.layers:
-            return NormLimit(0, 0.0, 0.0)
+            return NormLimit(torch.empty(0), torch.empty(0))
         norms = torch.stack([layer.norm() for layer in self.layers.values()])
         factors = (limit / norms.clamp(min=limit / 2)).clamp(max=1.0)
         for layer, factor in zip(self.layers.values(), factors, strict=True):
             layer.shrink(factor)
-        after = norms * factors
-        scaled, mean, largest = torch.stack([(factors < 1 - 1e-6).sum().to(norms), after.mean(), after.max()]).tolist()
-        return NormLimit(int(scaled), mean, largest)
+        return NormLimit(norms, factors)

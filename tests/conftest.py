@@ -1,12 +1,24 @@
 """Fixtures that every test may use."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
+# Before torch is imported, and for the commands that tests start: workers of pytest-xdist share the cores already, and
+# threads that wait for one another on cores that others hold cost more than they bring at these sizes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("OMNITUNER_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def set_aside() -> None:
+    """What is alive before a module's tests is set aside: torch and transformers are not looked through by each of the
+    collections that generation and previews ask for when they let a model go (a third of a second, four a clip)."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

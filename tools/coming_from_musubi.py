@@ -137,7 +137,7 @@ in one line and not used; ours lie beside them under other names.
 
 **Precision of caches.** VAE latents are made in float32, as Wan makes them; there the default is bfloat16.
 
-**Attention.** `--sdpa` is the default; there one of the attention flags must be given.
+**Attention.** `--attn_mode auto` is the default; there one of the attention flags must be given.
 
 **Checkpoints** are written to a temporary file first, so that an interrupted write leaves the older one whole. The last
 epoch is written once, under the plain name, as there.

@@ -24,6 +24,7 @@ from training import preflight
 from training.checkpoints import CheckpointPlan, Checkpoints
 from training.clips import EpochBatches, digest, sizes_of
 from training.config import OptimiserSection, TrainConfig
+from training.estimating.compile_choice import settle_compile
 from training.estimating.estimate import tell_estimate
 from training.estimating.memory_choice import decide
 from training.fitting import attach, fp8_of, need_of, tell_need
@@ -54,12 +55,15 @@ from training.parallel import Processes
 from training.phases import PhaseLines, cuts, epochs_of, heaviest, job_phases, phases_content
 from training.preflight import Plan, timestep_settings
 from training.schedules import ScheduleSettings, build_custom_scheduler, build_scheduler, check_schedule, parse_steps
+from training.telling.compiled_graphs import GraphReport
 from training.telling.reports import duration
 from training.telling.timestep_plot import as_text, save_image
 from training.telling.watching import run_summary, watchers
 from training.timesteps import unread_settings
 import wan
+from wan.memory.graphs import GraphLog
 from wan.memory.swap import spread
+from wan.modules.attention_probe import choose_attention
 from wan.modules.dit import WanDiT
 
 log = get_logger(__name__)
@@ -103,6 +107,9 @@ def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes,
     facts = facts_of(config, batches, start.record.run_id, phases_content(plan, batches, timestep_settings(config)))
     if start.state is not None:
         check_change(start, facts, config.state)
+    asked = config.speed.compile
+    done = start.state.step if start.state is not None and start.is_resumed else 0
+    config = settle_compile(config, plan, batches, loop_settings(config).totals(batches.per_epoch)[0] - done)
     config = decide(config, plan, batches)
     if config.preflight.is_wanted:
         estimated = batches
@@ -112,12 +119,12 @@ def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes,
             log.info("the estimate is of phase %d, which has the largest batches, as if the whole run were it",
                      phase.number)
         tell_estimate(config, plan, estimated, length=loop_settings(config), checkpoints=checkpoint_plan(config),
-                      done=start.state.step if start.state is not None and start.is_resumed else 0)
+                      done=done)
         if config.preflight.dry_run:
             return None
     start = processes.from_first(lambda: make_room(start, config))
     if processes.is_main:
-        write_text(config.saving.output_dir / SETTINGS_FILE, to_toml(config.for_later_starts()))
+        write_text(config.saving.output_dir / SETTINGS_FILE, to_toml(config.for_later_starts(compile=asked)))
         if config.phases.phases is not None:
             write_text(config.saving.output_dir / PHASES_FILE, config.phases.phases.read_text(encoding="utf-8-sig"))
     processes.wait()
@@ -163,7 +170,8 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
              processes: Processes, accelerator: Any, start: Start, facts: Mapping[str, Any]) -> Assembled:
     """Load the base, attach the network, and put everything into a loop that is ready to run."""
     previews = prepare_previews(config, plan, processes)  # before the base, which needs the memory that encoders take
-    dit = load_base(config, plan, processes.device)
+    graphs = GraphReport(GraphLog())
+    dit = load_base(config, plan, processes.device, graphs.graphs)
     network = build_network(config, plan, dit)
     if processes.count > 1:
         phases_hash = text_hash(repr([(one.start_step, one.digest()) for one in plan.phases]))
@@ -207,8 +215,9 @@ def assemble(config: TrainConfig, plan: Plan, batches: EpochBatches, *, schedule
     if previews is not None:
         loop.callbacks.append(Previews(previews, dit=dit, network=network, as_saved=as_saved,
                                        passing=checkpoints.plan.best))
+    loop.callbacks.append(graphs)
     loop.callbacks += [
-        RecordKeeper(config.saving.output_dir, start.record),
+        RecordKeeper(config.saving.output_dir, start.record, graphs=lambda: graphs.facts),
         run_summary(config, plan, checkpoints.plan, callbacks=loop.callbacks, processes=processes.count,
                     trained=sum(parameter.numel() for parameter in job.parameters))]
     return Assembled(loop, snapshot, checkpoints.plan.final)
@@ -243,19 +252,23 @@ def build_validation(config: TrainConfig, plan: Plan, job: VideoJob, total_steps
     return Validation(job, clips, settings, as_saved=as_saved)
 
 
-def load_base(config: TrainConfig, plan: Plan, device: torch.device) -> WanDiT:
+def load_base(config: TrainConfig, plan: Plan, device: torch.device, graphs: GraphLog | None = None) -> WanDiT:
     """The frozen DiT on `device`, with base weights merged, stored and run as the settings say."""
     speed = config.speed
     dtype = base_dtype(speed, device)
     fp8 = fp8_of(speed, is_stored_in_fp8=plan.is_stored_in_fp8)
     if plan.is_stored_in_fp8 and not speed.uses_fp8:
         log.info("the base's file is float8 and stays so (half the memory of bfloat16; the numbers are the same).")
+    variant = plan.variant
+    attention = choose_attention(speed.attention, device, dtype, heads=variant.heads, head_dim=variant.head_dim,
+                                 trains=True)
+    log.info("attention: %s", attention.words)
     started = time.monotonic()
     tell_need(need_of(config, plan, dtype, fp8))
     dit = wan.load_dit(config.data.dit, dtype=dtype, device=device, transform=plan.merge, fp8=fp8,
                        blocks_on_cpu=spread(config.small_card.blocks_to_swap, plan.variant.layers))
-    dit.set_attention(speed.attention)
-    attach(config, dit)
+    dit.set_attention(attention.name)
+    attach(config, dit, graphs)
     log.info("base %s: %s model, %d wide, %d blocks, %s%s on %s, read in %s", config.data.dit.name,
              plan.variant.family, plan.variant.dim, plan.variant.layers, dtype_name(dtype),
              " with float8 block weights" if fp8 else "", device, duration(time.monotonic() - started))

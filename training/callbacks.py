@@ -206,6 +206,12 @@ class Callback:
     def on_step(self, run: Run, report: StepReport) -> None:
         """After every optimiser step."""
 
+    def while_computing(self, run: Run) -> None:
+        """Once in every step, while the device still computes it: for work that nobody waits for, such as pictures.
+
+        `run.state` is still that of the step before, and so are files and weights.
+        """
+
     def on_epoch(self, run: Run) -> None:
         """After the last step of an epoch."""
 

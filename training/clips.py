@@ -146,11 +146,17 @@ class EpochBatches:
     def __call__(self, epoch: int, start: int) -> Generator[LoadedBatch | None, None, None]:
         """Loaded batches from number `start` on; None where this process has no share in a short global batch."""
         workers = min(self.workers, os.cpu_count() or 1)
-        yield from prefetched(self.sampler(epoch, start), _load, workers=workers)
+        load = _load_pinned if self.processes.device.type == "cuda" else _load
+        yield from prefetched(self.sampler(epoch, start), load, workers=workers)
 
 
 def _load(plan: BatchPlan) -> LoadedBatch | None:
     return load_batch(plan) if any(plan.weights) else None
+
+
+def _load_pinned(plan: BatchPlan) -> LoadedBatch | None:
+    batch = _load(plan)
+    return None if batch is None else batch.pinned()
 
 
 def digest(clips: Sequence[TrainingItem]) -> str:

@@ -18,12 +18,13 @@ from training.region_settings import RegionSection
 from training.showing import ShowingSection
 from training.small_card_settings import SmallCardSection
 from wan.memory.policy_names import policy_problems
+from wan.modules.attention_names import ALIASES, AUTO, TRAINING, plain_name
+from wan.modules.attention_names import HELP as ATTENTION_HELP
 from wan.variants import TASKS, find_task
 
 TIMESTEP_RULES = ("sigma", "uniform", "sigmoid", "shift", "flux_shift", "flux2_shift", "ideogram4_shift", "qwen_shift",
                   "krea2_shift", "logsnr", "qinglong_flux", "qinglong_qwen")
 WEIGHTINGS = ("logit_normal", "mode", "cosmap", "sigma_sqrt", "none", "diffsynth_gauss")
-ATTENTION = ("sdpa", "cudnn", "flash_attn", "efficient", "math")
 _PLAIN_NAME = re.compile(r"[^/\\:*?\"<>|\x00-\x1f]+")
 
 
@@ -94,17 +95,19 @@ class SpeedSection(Section):
               "attention (self-attention is kept), full (all is computed again, as --gradient_checkpointing), a mix "
               "such as matmuls:15,attention, or auto: the fastest that fits on this GPU, with block swap where it must "
               "be (docs/performance.md)")
-    compile: bool = flag(False, "compile the blocks: the first step of each size takes a minute longer, the others a "
-                                "fifth to a third less (docs/performance.md)",
-                         differs="a block at a time and whole; where a block cannot be compiled it runs uncompiled and "
-                                 "one line says why")
+    compile: Literal["auto", "on", "off"] = flag(
+        "auto", "compile the blocks: the first step of each size takes a minute longer, the others a fifth to a third "
+                "less; alone it means on, auto is on where CUDA and a compiler are there and the run is long enough to "
+                "win by it, and one line says what was decided (docs/performance.md)",
+        differs="a block at a time and whole; where a block cannot be compiled it runs uncompiled and one line says "
+                "why. Without it auto decides")
     compile_backend: str = flag("inductor", "torch.compile's backend")
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = flag(
         None, "torch.compile's mode (default: default)")
-    sdpa: bool = flag(False, "attention by torch (this is the default)")
+    sdpa: bool = flag(False, "attention by torch's own choice of kernel")
     flash_attn: bool = flag(False, "attention by the flash-attn package")
-    attn_mode: str | None = flag(None, "attention by name (default: sdpa, torch's own choice of kernel)",
-                                 choices=ATTENTION)
+    attn_mode: str | None = flag(None, f"attention back end (default: auto): {ATTENTION_HELP}",
+                                 choices=(AUTO, *TRAINING, *ALIASES))
     cuda_allow_tf32: bool = flag(False, "let float32 products on the GPU round to TF32: faster, less exact")
     cuda_cudnn_benchmark: bool = flag(False, "let cuDNN try its kernels on each new shape")
 
@@ -123,13 +126,18 @@ class SpeedSection(Section):
 
     @property
     def attention(self) -> str:
-        """Name of the attention back end."""
-        return self.attn_mode or ("flash_attn" if self.flash_attn else "sdpa")
+        """Name of the attention back end; `auto` is decided by `choose_attention`."""
+        return plain_name(self.attn_mode or ("flash_attn" if self.flash_attn else "sdpa" if self.sdpa else AUTO))
 
     @property
     def uses_fp8(self) -> bool:
         """Whether the base's block weights are held as float8."""
         return self.fp8_base or self.fp8_scaled or self.fp8_fast
+
+    @property
+    def compiles(self) -> bool:
+        """Whether blocks are compiled; `auto` is not decided yet, and counts as off."""
+        return self.compile == "on"
 
     @property
     def activations(self) -> str:
@@ -316,9 +324,13 @@ class TrainConfig(Section):
     preflight: PreflightSection
     logging: LoggingSection
 
-    def for_later_starts(self) -> "TrainConfig":
-        """The settings without what was asked of one start alone, such as `--force`: what goes on with this run."""
-        return self.model_copy(update={"state": self.state.for_later_starts()})
+    def for_later_starts(self, *, compile: str) -> "TrainConfig":
+        """The settings without what was asked of one start alone, such as `--force`: what goes on with this run.
+
+        `compile` is --compile as it was asked for: what `auto` comes to is decided anew, by machine and steps left.
+        """
+        speed = self.speed.model_copy(update={"compile": compile})
+        return self.model_copy(update={"state": self.state.for_later_starts(), "speed": speed})
 
     def problems(self) -> Iterable[str]:
         """What waits for held-out clips needs some."""

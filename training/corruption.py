@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
+from common.devices import sent
 from common.seeding import generator
 from training.drawn import Place
 
@@ -41,9 +42,13 @@ def corrupted_prefix(latents: Float[Tensor, "B C F H W"], counts: Sequence[int],
 def _spoilt(prefix: Float[Tensor, "C P H W"], strength: float, draws: torch.Generator) -> Float[Tensor, "C P H W"]:
     blur, colour, noise = (strength * torch.rand(3, generator=draws)).tolist()
     channels = (len(prefix), 1, 1, 1)
-    shift, gain = (colour * COLOUR * torch.randn(channels, generator=draws).to(prefix) for _ in range(2))
-    grain = torch.randn(prefix.shape, generator=draws).to(prefix)
+    shift, gain = (colour * COLOUR * _like(prefix, torch.randn(channels, generator=draws)) for _ in range(2))
+    grain = _like(prefix, torch.randn(prefix.shape, generator=draws))
     soft = torch.lerp(prefix, avg_pool2d(pad(prefix, (1, 1, 1, 1), mode="replicate"), 3, stride=1), blur)
     mean = soft.mean(dim=(1, 2, 3), keepdim=True)
     tinted = (soft - mean) * (1 + gain) + mean + shift
     return (1 - noise) * tinted + noise * grain
+
+
+def _like(prefix: Tensor, draw: Tensor) -> Tensor:
+    return sent(draw, prefix.device).to(prefix.dtype)

@@ -11,6 +11,7 @@ from jaxtyping import Bool
 import torch
 from torch import Tensor
 
+from common.devices import sent
 from common.features import FeatureBatch
 from common.seeding import generator
 from common.timebase import latent_frame_count
@@ -98,7 +99,7 @@ def with_dropouts(features: FeatureBatch, lost: Dropped) -> FeatureBatch:
     for name, samples in ((SOUND, lost.sound), (REFERENCE, lost.reference)):
         if samples.any() and name in features.features:
             kept = ~samples
-            present[name] = kept.to(present[name].device) & present[name] if name in present else kept
+            present[name] = sent(kept, present[name].device) & present[name] if name in present else kept
     entries = dict(features.features)
     if lost.text.any():
         text = entries["text"]

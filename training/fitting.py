@@ -12,6 +12,7 @@ from training.preflight import Plan
 from wan.memory.blocks import run_blocks
 from wan.memory.estimate import Holding, MemoryNeed, memory_need
 from wan.memory.fp8 import Fp8Settings
+from wan.memory.graphs import GraphLog
 from wan.memory.offload import ActivationOffload
 from wan.memory.planner import as_text
 from wan.memory.policies import parse_policies
@@ -55,17 +56,18 @@ def fp8_of(speed: SpeedSection, *, is_stored_in_fp8: bool) -> Fp8Settings | None
     return Fp8Settings() if speed.uses_fp8 or is_stored_in_fp8 else None
 
 
-def attach(config: TrainConfig, dit: WanDiT) -> None:
-    """Put on what the settings ask for, in the order that it works in.
+def attach(config: TrainConfig, dit: WanDiT, graphs: GraphLog | None = None) -> None:
+    """Put on what the settings ask for, in the order that it works in; `graphs` is told what is compiled.
 
     Compiled or not, a block that is swapped or whose input leaves the GPU is recomputed from outside of all that.
     """
     card, speed = config.small_card, config.speed
-    compiled = speed.compile
+    compiled = speed.compiles
     moves = card.blocks_to_swap > 0 or card.gradient_checkpointing_cpu_offload
     policies = parse_policies("none" if moves else speed.activations, len(dit.blocks))
     if compiled or set(policies) != {"none"}:
-        run_blocks(dit, policies, compiled=compiled, backend=speed.compile_backend, mode=speed.compile_mode)
+        run_blocks(dit, policies, compiled=compiled, backend=speed.compile_backend, mode=speed.compile_mode,
+                   graphs=graphs)
     if card.blocks_to_swap:
         swap = BlockSwap(dit, card.blocks_to_swap, ring=card.block_swap_ring_size)
         if card.blocks_to_swap <= card.block_swap_ring_size:

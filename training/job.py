@@ -1,13 +1,16 @@
 """What the loop trains: a Wan DiT with its network and conditions, on cached clips."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from jaxtyping import Float
 import torch
 from torch import Tensor, nn
 
+from common.devices import sent
 from common.features import FeatureBatch
 from dataset.batches import LoadedBatch
 from dataset.plan import TrainingItem
@@ -16,6 +19,7 @@ from networks.network import Network
 from training.corruption import corrupted_prefix
 from training.drawn import Place, dropped, prefix_counts, with_dropouts, with_prefix
 from training.loop import BatchLoss
+from training.loss import empty_masks
 from training.regions import RegionWeights
 from training.showing import Showing
 from training.step import Draws, StepBatch, StepResult, VelocityFunction, draw, seed_dropouts, training_step
@@ -69,6 +73,21 @@ def phase_at(phases: Sequence[Started], step: int) -> Started:
     return [one for one in phases if one.start_step <= step][-1]
 
 
+@dataclass(frozen=True)
+class ReadyBatch:
+    """A batch as the model is shown it: all is drawn, and its tensors are on the device or on their way there."""
+
+    items: tuple[TrainingItem, ...]
+    positions: tuple[int, ...]
+    latents: Float[Tensor, "B C F H W"]
+    features: FeatureBatch
+    draws: Draws
+    weight: Float[Tensor, "B 1 F H W"] | None
+    """Weight of the loss by regions."""
+    timesteps: TimestepSettings
+    epoch: int
+
+
 class VideoJob:
     """A `training.loop.Job`: batches of cached clips, the flow-matching loss of the DiT on them."""
 
@@ -93,27 +112,44 @@ class VideoJob:
         self._phase = phase_at(self._phases, step)
         return self._phase.batches_per_epoch
 
-    def batches(self, epoch: int, start: int) -> Generator[LoadedBatch | None, None, None]:
-        """This process's batches of `epoch`; None where it has no part in a short one."""
+    def batches(self, epoch: int, start: int) -> Generator[ReadyBatch | None, None, None]:
+        """This process's batches of `epoch`, ready for `loss`; None where it has no part in a short one."""
         self._epoch = epoch
         if self.settings.timestep_buckets is not None:
             self._uniforms = stratified_uniforms(self._phase.samples_in(epoch), self.settings.timestep_buckets,
                                                  seed=self.settings.seed, epoch=epoch)
-        return self._phase.epoch_batches(epoch, start)
+        return self._ready_ones(self._phase.epoch_batches(epoch, start))
 
-    def loss(self, batch: LoadedBatch) -> BatchLoss:
-        """Sum of the samples' weighted losses."""
-        seed_dropouts(batch.positions, seed=self.settings.seed, epoch=self._epoch)
-        draws = draw(batch.positions, batch.latents.shape[1:], seed=self.settings.seed, epoch=self._epoch,
-                     uniforms=self._uniforms)
+    def _ready_ones(self, batches: Generator[LoadedBatch | None, None, None]
+                    ) -> Generator[ReadyBatch | None, None, None]:
+        with closing(batches):
+            for batch in batches:
+                yield None if batch is None else self.ready(batch)
+
+    def ready(self, batch: LoadedBatch) -> ReadyBatch:
+        """The host's part of `loss`: all draws but those of dropouts inside the network, and the way to the device.
+
+        torch's own generators are left alone, and the host waits for nothing.
+        """
+        seed, epoch = self.settings.seed, self._epoch
+        draws = draw(batch.positions, batch.latents.shape[1:], seed=seed, epoch=epoch, uniforms=self._uniforms)
         latents, features = self.shown_in_training(batch)
         regions = self.settings.regions
-        weight = regions and regions.of(features, batch.positions, seed=self.settings.seed, epoch=self._epoch)
-        (result,) = self.steps(latents, features, draws, self._phase.timesteps, (weight,))
+        weight = None if regions is None else regions.of(features, batch.positions, seed=seed, epoch=epoch)
+        return ReadyBatch(batch.items, batch.positions, latents, features,
+                          replace(draws, noise=sent(draws.noise, latents.device)), weight, self._phase.timesteps, epoch)
+
+    def loss(self, batch: LoadedBatch | ReadyBatch) -> BatchLoss:
+        """Sum of the samples' weighted losses."""
+        if isinstance(batch, LoadedBatch):
+            batch = self.ready(batch)
+        seed_dropouts(batch.positions, seed=self.settings.seed, epoch=batch.epoch)
+        latents, draws = batch.latents, batch.draws
+        (result,) = self.steps(latents, batch.features, draws, batch.timesteps, (batch.weight,))
         # Computed again from the draws, on the CPU: the step's own levels are on the device, and reading waits for it.
-        drawn = sigmas(draws.uniform, self._phase.timesteps, (latents.shape[-2], latents.shape[-1]))
+        drawn = sigmas(draws.uniform, batch.timesteps, (latents.shape[-2], latents.shape[-1]))
         return BatchLoss(result.loss, result.weight * result.sample_losses, tuple(one.name for one in batch.items),
-                         tuple(drawn.tolist()))
+                         tuple(drawn.tolist()), hint=partial(empty_masks, result.mask))
 
     def shown(self, batch: LoadedBatch) -> tuple[Float[Tensor, "B C F H W"], FeatureBatch]:
         """Latents (float32) and features of a batch on the model's device, as a generation begins: nothing is drawn."""
@@ -130,7 +166,7 @@ class VideoJob:
             counts = prefix_counts(showing, place, latents.shape[2])
             given = corrupted_prefix(latents, counts, place, showing.prefix_corruption)
             features = with_prefix(features, given, batch.items, counts)
-        return latents, with_dropouts(features, dropped(showing, place))
+        return latents, with_dropouts(features, dropped(showing, place)).to(latents.device)
 
     @property
     def starts_from_picture(self) -> bool:
@@ -138,7 +174,8 @@ class VideoJob:
         return any(condition.starts_from_picture for condition in self.conditions.values())
 
     def _loaded(self, batch: LoadedBatch) -> tuple[Float[Tensor, "B C F H W"], FeatureBatch]:
-        return batch.latents.to(self.dit.device, torch.float32, non_blocking=True), batch.features.to(self.dit.device)
+        device = self.dit.device
+        return sent(batch.latents, device).to(torch.float32), batch.features.to(device)
 
     def steps(self, latents: Float[Tensor, "B C F H W"], features: FeatureBatch, draws: Draws,
               timesteps: TimestepSettings, weights: Sequence[Float[Tensor, "B 1 F H W"] | None] = (None,)

@@ -1,8 +1,8 @@
 """The training loop: epochs, accumulation, clipping, steps and callbacks, for any model and any data."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import math
 from pathlib import Path
 import signal
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from training.ahead import Ahead
 from training.callbacks import Callback, Outcome, RunState, StepReport, ValidationReport, end_all
 from training.guard import ExplodedLoss, Guard, NonFiniteLoss
 from training.optimizers import current_rates
@@ -31,6 +32,8 @@ class BatchLoss:
     """The samples, as a user knows them."""
     sigmas: tuple[float, ...] = ()
     """Noise level of each sample, drawn on the CPU; empty where the job has none to tell."""
+    hint: Callable[[], str] = str
+    """Asked where a loss is no number: why, in a sentence, where the job knows."""
 
 
 class Job(Protocol):
@@ -47,7 +50,11 @@ class Job(Protocol):
         """
 
     def batches(self, epoch: int, start: int) -> Generator[Any, None, None]:
-        """This process's batches of `epoch` (from 1), beginning with number `start`; None where it has none."""
+        """This process's batches of `epoch` (from 1), beginning with number `start`; None where it has none.
+
+        They are asked for ahead of their turn, so that the host's work on one (reading, draws, its way to the device)
+        is done while the device still computes. So none of it may touch the weights or torch's global generators.
+        """
 
     def loss(self, batch: Any) -> BatchLoss:
         """Forward pass of one batch that is not None."""
@@ -172,8 +179,9 @@ class Loop:
         started = time.perf_counter()
         # Closing ends the threads that read ahead, also where the run stops in the middle of an epoch.
         with closing(self.job.batches(state.epoch, state.batches_in_epoch)) as batches:
-            for portion in _portions(batches, self.settings.accumulation) if not self._is_cut else ():
-                report = self._step(portion, started)
+            ahead = Ahead(batches)
+            while not self._is_cut and ahead.has_next():
+                report = self._step(ahead, started)
                 for callback in self.callbacks:
                     callback.on_step(self, report)
                 if self.is_ending or self._is_stopping or self._is_cut:
@@ -194,10 +202,18 @@ class Loop:
         """Whether the epoch ends here before all its batches are seen."""
         return self.state.step in self.settings.cuts and self.state.step > self.state.epoch_start
 
-    def _step(self, portion: list[Any], started: float) -> StepReport:
+    @property
+    def _goes_on(self) -> bool:
+        """Whether another step of this epoch is to be expected behind the one that is being taken."""
+        step = self.state.step + 1
+        return step < self.total_steps and step not in self.settings.cuts and not self.wish
+
+    def _step(self, batches: Ahead[Any], started: float) -> StepReport:
         self._bucket.clear()
         seen: list[BatchLoss] = []
-        for batch in portion:
+        used = 0
+        for batch in batches.take(self.settings.accumulation):
+            used += 1
             if self.processes.count == 1:
                 self.wish.obey()
             if batch is None:
@@ -205,20 +221,25 @@ class Loop:
             result = self.job.loss(batch)
             result.total.backward()  # type: ignore[no-untyped-call]
             self._bucket.add_loss(result.total, len(result.names))
-            seen.append(BatchLoss(result.total.detach(), result.per_sample, result.names, result.sigmas))
+            seen.append(replace(result, total=result.total.detach()))
         if self.processes.is_main and self.is_state_due():
             self._bucket.ask_for_state()
         if self.wish:
             self._bucket.ask_to_stop()
         told = [part for part in seen if part.sigmas]
-        totals = self._bucket.reduce(self.settings.max_grad_norm, also=[part.per_sample for part in told])
+        queued = self._bucket.queue_reduce(self.settings.max_grad_norm, also=[part.per_sample for part in told])
+        if self._goes_on:
+            batches.look_ahead()
+        for callback in self.callbacks:
+            callback.while_computing(self)
+        totals = queued.read()
         self._refuse(totals, seen)
         self.is_between_steps = False
         rates = current_rates(self.optimizer)
         self.optimizer.step()
         self.schedule.step()
         self.job.after_step()
-        self.state.batches_in_epoch += len(portion)
+        self.state.batches_in_epoch += used
         self.state.count(totals.loss, totals.samples)
         self.is_between_steps = True
         self._is_asked_to_stop = totals.is_to_stop
@@ -251,16 +272,4 @@ class Loop:
         raise NonFiniteLoss(
             f"step {step}: the {what} is not finite; the weights were not touched. Items of the step: {items}. Look at "
             "these files and their caches; lower --learning_rate if the loss had been growing; fp16 weights overflow "
-            "where bf16 does not.")
-
-
-def _portions(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` batches, the last one possibly shorter."""
-    portion: list[Any] = []
-    for batch in batches:
-        portion.append(batch)
-        if len(portion) == size:
-            yield portion
-            portion = []
-    if portion:
-        yield portion
+            "where bf16 does not." + "".join(f" ({hint})" for part in seen if (hint := part.hint())))

@@ -72,18 +72,24 @@ def sample_losses(prediction: Float[Tensor, "B *shape"], target: Float[Tensor, "
     """sum(w d^2) / sum(w) of each sample, d = prediction - target in float32.
 
     `mask` is the weight w, broadcast over the prediction's axes (``B 1 F H W`` for ``B C F H W``); None is 1.
-    Raises UserError when a sample's mask is 0 everywhere: there is nothing to learn from it.
+    Raises UserError when a sample's mask is 0 everywhere: there is nothing to learn from it. On a device that the host
+    would have to wait for, such a loss is NaN instead; `empty_masks` says so to whoever reads it.
     """
     error = (prediction.float() - target.float()) ** 2
     if mask is None:
         return error.flatten(1).mean(1)
     weight = mask.to(error).expand_as(error)
     total = weight.flatten(1).sum(1)
-    if not bool((total > 0).all()):
-        empty = torch.nonzero(total <= 0).flatten().tolist()
-        raise UserError(f"sample {empty} of the batch: its loss mask is 0 everywhere, nothing is left to learn. "
-                        "A still picture cannot be trained with its only frame given; a mask must not be empty.")
+    if total.device.type == "cpu" and (problem := empty_masks(mask)):
+        raise UserError(problem)
     return (weight * error).flatten(1).sum(1) / total
+
+
+def empty_masks(mask: Float[Tensor, "B *mask"] | None) -> str:
+    """A sentence about the samples whose mask is 0 everywhere; empty where there are none. Reads the mask."""
+    empty = [] if mask is None else torch.nonzero(mask.float().flatten(1).sum(1) <= 0).flatten().tolist()
+    return (f"sample {empty} of the batch: its loss mask is 0 everywhere, nothing is left to learn. A still picture "
+            "cannot be trained with its only frame given; a mask must not be empty.") if empty else ""
 
 
 def weighted_sum(losses: Float[Tensor, " B"], weights: Float[Tensor, " B"]) -> Float[Tensor, ""]:

@@ -135,6 +135,8 @@ def build_optimizer(name: str, groups: Sequence[Mapping[str, Any]], *, learning_
     kind = optimizer_class(name)
     options = parse_arguments(arguments, kind, "optimizer_args", taken=("lr",))
     own_groups = [dict(group) for group in groups]
+    if is_fused_by_default(kind, own_groups, options):
+        options["fused"] = True
     if kind.__name__ in ("Prodigy", "DAdaptAdam", "DAdaptLion"):
         _check_one_rate(kind.__name__, own_groups, learning_rate)
     if "relative_step" in inspect.signature(kind).parameters and options.get("relative_step", True):
@@ -143,6 +145,20 @@ def build_optimizer(name: str, groups: Sequence[Mapping[str, Any]], *, learning_
         return kind(own_groups, lr=learning_rate, **options)  # type: ignore[call-arg]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer_type '{kind.__name__}' refuses its settings: {error}") from error
+
+
+FUSED = ("Adam", "AdamW", "SGD")
+"""Optimisers of torch that have one kernel for a step of many parameters on CUDA; rounding differs from their loops."""
+
+
+def is_fused_by_default(kind: type, groups: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> bool:
+    """Whether `fused=True` is set: on CUDA, where --optimizer_args say nothing of how the step is computed.
+
+    A saved state brings its own choice along, so that a run goes on with the kernels that it began with.
+    """
+    is_known = kind.__name__ in FUSED and kind.__module__.startswith("torch.optim.")
+    says = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
+    return is_known and not says and all(one.is_cuda for group in groups for one in group["params"])
 
 
 def _relative_adafactor(kind: type, groups: list[dict[str, Any]], learning_rate: float,

@@ -74,7 +74,7 @@ _PATIENCE = timedelta(days=30)
 
 @dataclass(frozen=True)
 class StepTotals:
-    """What one optimiser step saw over all processes; reading it is the step's only wait for the device."""
+    """What one optimiser step saw over all processes."""
 
     loss: float
     """Mean over the samples of all processes and micro-batches."""
@@ -87,6 +87,29 @@ class StepTotals:
     """Whether any process wants the state saved after this step."""
     also: tuple[float, ...] = ()
     """Numbers of this process that were read in the same wait."""
+
+
+class QueuedTotals:
+    """`StepTotals` on their way from the device; `read` is a step's only wait for it.
+
+    Whatever the host does between the two is done while the device still computes.
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        """`numbers`: state wish, stop wish, loss, samples, gradient norm, then what else was to be read."""
+        self._numbers, self._arrived = numbers, None
+        if numbers.is_cuda:
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._arrived = torch.cuda.current_stream(numbers.device).record_event()
+
+    def read(self) -> StepTotals:
+        """Wait for them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        state, stop, loss, count, size, *more = self._numbers.tolist()
+        return StepTotals(loss=loss, samples=int(count), grad_norm=size, is_to_stop=stop > 0, is_state_due=state > 0,
+                          also=tuple(more))
 
 
 class GradientBucket:
@@ -129,6 +152,10 @@ class GradientBucket:
         self._flat[-4] = 1
 
     def reduce(self, max_grad_norm: float = 0.0, *, also: Sequence[Tensor] = ()) -> StepTotals:
+        """`queue_reduce`, and wait for what it tells."""
+        return self.queue_reduce(max_grad_norm, also=also).read()
+
+    def queue_reduce(self, max_grad_norm: float = 0.0, *, also: Sequence[Tensor] = ()) -> QueuedTotals:
         """Sum over processes, divide by the samples, clip to `max_grad_norm` (0: not), and report.
 
         `also` are vectors of this process that are read with the report, so that they cost no wait of their own.
@@ -142,9 +169,7 @@ class GradientBucket:
         if max_grad_norm > 0:
             gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         told = torch.cat([self._flat[-4:-1], torch.stack([samples, norm])])
-        state, stop, loss, count, size, *more = torch.cat([told, *(one.to(told) for one in also)]).tolist()
-        return StepTotals(loss=loss, samples=int(count), grad_norm=size, is_to_stop=stop > 0, is_state_due=state > 0,
-                          also=tuple(more))
+        return QueuedTotals(torch.cat([told, *(one.to(told) for one in also)]))
 
 
 def _aligned(numbers: int) -> int:

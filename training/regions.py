@@ -47,7 +47,7 @@ class RegionWeights:
             region = chosen(self.mixture, seed, epoch, position)
             alone = full[index] if region is None else masks[region][index]
             learned = alone * (free if isinstance(free, float) else free[index])
-            rows.append(alone if bool(learned.sum() > 0) else full[index])
+            rows.append(torch.where(learned.sum() > 0, alone, full[index]))  # not asked on the host, which would wait
         return torch.stack(rows)
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 import torch
 from torch import Tensor
 
+from common.devices import sent
 from common.flow import MODEL_TIME_SCALE
 from common.seeding import derive_seed, generator
 from training.loss import loss_weight, sample_losses, weighted_sum
@@ -35,11 +36,12 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of a step, float32 on the CPU."""
+    """The random numbers of a step, float32, drawn on the CPU."""
 
     noise: Float[Tensor, "B C F H W"]
+    """May have been sent to the device already."""
     uniform: Float[Tensor, " B"]
-    """In [0, 1): the noise level's rule turns it into sigma."""
+    """In [0, 1), on the CPU: the noise level's rule turns it into sigma."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class StepResult:
     """Unweighted loss of each sample, detached."""
     sigma: Float[Tensor, " B"]
     weight: Float[Tensor, " B"]
+    mask: Float[Tensor, "B 1 F H W"] | None = None
+    """What the loss was weighted with in space and time."""
 
 
 def draw(positions: Sequence[int], shape: Sequence[int], *, seed: int, epoch: int,
@@ -93,10 +97,10 @@ def training_step(velocity: VelocityFunction, batch: StepBatch, draws: Draws, se
     error over what is not given is weighted by `weighting_scheme`.
     """
     device = batch.latents.device
-    noise = draws.noise.to(device)
-    sigma = sigmas(draws.uniform, settings, (batch.latents.shape[-2], batch.latents.shape[-1])).to(device)
+    noise, mask = sent(draws.noise, device), _mask(batch)
+    sigma = sent(sigmas(draws.uniform, settings, (batch.latents.shape[-2], batch.latents.shape[-1])), device)
     noisy = apply_given(noisy_input(batch.latents, noise, sigma), batch.given, sigma, noise)
     prediction = velocity(noisy, sigma, sigma * MODEL_TIME_SCALE)
-    losses = sample_losses(prediction, velocity_target(batch.latents, noise), _mask(batch))
+    losses = sample_losses(prediction, velocity_target(batch.latents, noise), mask)
     weight = loss_weight(settings.weighting_scheme, sigma, shift=settings.discrete_flow_shift)
-    return StepResult(weighted_sum(losses, weight) / batch.global_count, losses.detach(), sigma, weight)
+    return StepResult(weighted_sum(losses, weight) / batch.global_count, losses.detach(), sigma, weight, mask)

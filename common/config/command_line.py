@@ -56,14 +56,16 @@ def _opens_flag(word: str) -> bool:
 
 def _take(words: Words, spelling: str, given: list[str], fields: Mapping[str, FlagField], foreign: set[str]) -> None:
     negated = fields.get(spelling.removeprefix("no_")) if spelling.startswith("no_") else None
-    flag = fields.get(spelling) or (negated if negated and negated.is_switch else None)
+    flag = fields.get(spelling) or (negated if negated and (negated.is_switch or negated.switch) else None)
     if flag is None:
         if spelling in foreign:
             words.foreign.append(spelling)
         else:
             words.problems.append(f"unknown flag --{spelling}{_nearest_flag(spelling, fields, foreign)}")
         return
-    if (fault := _wrong_count(spelling, given, flag)) is not None:
+    if flag.switch is not None and not given:
+        words.values[flag.name] = flag.switch[spelling in fields]
+    elif (fault := _wrong_count(spelling, given, flag)) is not None:
         words.problems.append(fault)
     elif flag.is_switch:
         words.values[flag.name] = spelling in fields
@@ -117,8 +119,8 @@ def _add_to_help(section: Any, flag: FlagField) -> None:
         section.add_argument(f"--no_{flag.name}" if default else f"--{flag.name}", action="store_true", help=text)
         return
     metavar = "{" + ",".join(map(str, flag.choices)) + "}" if flag.choices else _metavar(flag)
-    section.add_argument(f"--{flag.name}", nargs="+" if flag.count is None else flag.count if flag.count != 1 else None,
-                         metavar=metavar, help=text)
+    count: Any = "+" if flag.count is None else flag.count if flag.count != 1 else "?" if flag.switch else None
+    section.add_argument(f"--{flag.name}", nargs=count, metavar=metavar, help=text)
 
 
 def _metavar(flag: FlagField) -> str:

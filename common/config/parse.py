@@ -150,7 +150,10 @@ def _open_sections(cls: type[Section], nested: dict[str, Any]) -> None:
 
 
 def _as_choice(field: FlagField, value: Any) -> Any:
-    """Turn the text of a numeric choice into that number; leave everything else to pydantic."""
+    """Turn the text of a numeric choice into that number, and true and false where a switch is meant; leave everything
+    else to pydantic."""
+    if field.switch is not None and isinstance(value, bool):
+        return field.switch[value]
     if field.choices and isinstance(value, str):
         return {str(choice): choice for choice in field.choices}.get(value, value)
     return value

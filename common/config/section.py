@@ -122,6 +122,12 @@ class FlagField:
         return self.annotation is bool
 
     @property
+    def switch(self) -> tuple[str, str] | None:
+        """("off", "on") where these are among its choices: then it may also be given as a switch is, alone on a command
+        line, or as false and true in a file. None for all others."""
+        return ("off", "on") if {"off", "on"} <= set(self.choices or ()) else None
+
+    @property
     def count(self) -> int | None:
         """Number of values on the command line; None for one or more."""
         if self.is_switch:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.devices import pick_device
+from common.devices import pick_device, within_share
 from common.errors import ConfigError
 
 
@@ -20,3 +20,8 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     for name, told in (("cuda", "finds no CUDA device"), ("tpu", "unknown")):
         with pytest.raises(ConfigError, match=told):
             pick_device(name)
+
+
+def test_a_limited_process_counts_on_its_share_and_no_more() -> None:
+    assert within_share(130, 141, 1.0) == 130  # others use 11
+    assert within_share(130, 141, 0.5) == 70

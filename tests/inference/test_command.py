@@ -120,10 +120,13 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_half_written(ask, root
     process = subprocess.Popen([sys.executable, "generate_video.py", "--config_file", str(config), "--from_file",
                                 str(prompts), "--save_path", str(out)], cwd=root, stderr=subprocess.PIPE, text=True)
     waited = time.monotonic()
-    while not (out.is_dir() and names(out, ".json")) and time.monotonic() - waited < 60:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    try:
+        while not (out.is_dir() and names(out, ".json")) and time.monotonic() - waited < 60:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "Traceback" not in told
     assert len(names(out, ".mp4")) == 1
     assert all(not path.name.startswith(".") for path in out.iterdir())

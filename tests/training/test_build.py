@@ -281,10 +281,13 @@ def test_ctrl_c_ends_with_code_130_and_whole_files(talking: Path, weights: Path,
     run_ = subprocess.Popen([sys.executable, str(root / "train_network.py"), *words], stderr=subprocess.PIPE, text=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=tmp_path)
     deadline = time.monotonic() + 60
-    while not (tmp_path / "lora-step00000020.safetensors").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    run_.send_signal(signal.SIGINT)
-    _, told = run_.communicate(timeout=60)
+    try:
+        while not (tmp_path / "lora-step00000020.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        run_.send_signal(signal.SIGINT)
+        _, told = run_.communicate(timeout=60)
+    finally:
+        run_.kill()
     assert run_.returncode == 130, told[-2000:]
     kept = sorted(tmp_path.glob("*.safetensors"))
     assert kept and "interrupted after step" in told and str(kept[-1]) in told

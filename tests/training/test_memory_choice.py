@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 import torch
 
 from common.errors import ConfigError
-from tests.training.runs import settings
+from tests.training.runs import losses, settings
 from training import train
-from training.estimating.memory_choice import settle
+from training.estimating.memory_choice import planned, settle
+from wan.memory.fp8 import fp8_products_everywhere
 from wan.memory.planner import Step
 from wan.memory.policies import parse_policies
 from wan.variants import Variant
@@ -34,6 +35,15 @@ def test_a_large_card_keeps_products_and_a_small_one_moves_blocks_out() -> None:
     assert choice(25, 130) == {"memory": "none"}
 
 
+def test_as_few_blocks_are_moved_out_as_will_do() -> None:
+    step, room = Step(LARGE, 32760, compiled=True), 21 * GIB
+    count = choice(81, 21)["blocks_to_swap"]
+    assert planned(step, STATIC, BLOCK, swapped=count, offloads=True) <= room
+    assert planned(step, STATIC, BLOCK, swapped=count - 1, offloads=True) > room
+    mix = parse_policies(choice(81, 70)["memory"], 40)
+    assert planned(step, STATIC, BLOCK, policies=mix) <= 70 * GIB < planned(step, STATIC, BLOCK, policies=["none"] * 40)
+
+
 def test_what_cannot_fit_says_how_much_it_needs() -> None:
     with pytest.raises(ConfigError, match=r"a step of 32760 tokens needs .* GiB with every block swapped, and 8.0"):
         choice(81, 8)
@@ -51,6 +61,17 @@ def test_a_run_learns_the_same_however_its_blocks_run(talking: Path, weights: Pa
     torch._dynamo.reset()
     other = load_file(train(settings(talking, weights, tmp_path / "b", **common, **more)) or "")
     assert max((plain[key] - other[key]).abs().max().item() for key in plain) <= 1e-5
+
+
+def test_a_run_with_float8_products_follows_that_in_bfloat16(talking: Path, weights: Path, tmp_path: Path) -> None:
+    """On a CPU, where torch forms such products too: the trainer's whole way, loss by loss with the same seed."""
+    common = {"max_train_steps": 4, "mixed_precision": "bf16", "network_args": ["conditions=omniavatar_add"]}
+    train(settings(talking, weights, tmp_path / "a", **common))
+    with fp8_products_everywhere():
+        train(settings(talking, weights, tmp_path / "b", fp8_fast=True, **common))
+    plain, fast = losses(tmp_path / "a"), losses(tmp_path / "b")
+    assert len(plain) == 4 and plain != fast
+    assert max(abs(other / one - 1) for one, other in zip(plain, fast, strict=True)) <= 0.02
 
 
 def test_contradictions_and_missing_units_are_refused(talking: Path, weights: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from common.devices import reach
 from common.dtypes import parse_dtype
 from common.logs import get_logger
 from dataset.batches import load_batch
@@ -89,7 +90,7 @@ def recipe_of(config: TrainConfig, plan: Plan, *, is_gpu: bool) -> Recipe:
     return Recipe(
         variant=plan.variant, dtype=base_dtype(speed_, torch.device("cuda" if is_gpu else "cpu")), is_gpu=is_gpu,
         fp8=fp8_of(speed_, is_stored_in_fp8=plan.is_stored_in_fp8), activations=speed_.activations,
-        compiled=speed_.compile,
+        compiled=speed_.compiles,
         swapped=config.small_card.blocks_to_swap, ring=config.small_card.block_swap_ring_size,
         offloads=config.small_card.gradient_checkpointing_cpu_offload, attention=speed_.attention,
         network_module=network.network_module, network_dim=network.network_dim,
@@ -153,9 +154,8 @@ def _room(config: TrainConfig, recipe: Recipe, device: torch.device) -> Room | N
     if given is not None:
         return Room(int(given * GIB), "a device of --preflight_vram", is_whole_device=True)
     if recipe.is_gpu and device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        ours = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return Room(free + ours, f"free on {torch.cuda.get_device_name(device)}")
+        there = reach(device) - torch.cuda.memory_allocated(device)
+        return Room(there, f"free on {torch.cuda.get_device_name(device)}")
     if not recipe.is_gpu:
         import psutil
 

@@ -1,9 +1,9 @@
 """`--memory auto`: the fastest way to run a step that fits on the GPU, decided before the base is read."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
+from common.devices import reach
 from common.errors import ConfigError
 from common.logs import get_logger
 from training.clips import EpochBatches
@@ -13,7 +13,9 @@ from training.estimating.memory_estimate import CONTEXT, GIB, Memory, estimate_m
 from training.fitting import largest_batch
 from training.preflight import Plan
 from wan.memory.estimate import Holding, block_bytes
+from wan.memory.fp8 import Fp8Settings
 from wan.memory.planner import MARGIN, Step, as_text, choose
+from wan.memory.policies import Policy
 from wan.memory.swap import RING
 
 log = get_logger(__name__)
@@ -29,15 +31,24 @@ def decide(config: TrainConfig, plan: Plan, batches: EpochBatches) -> TrainConfi
     device = batches.processes.device
     if device.type != "cuda":
         return _with(config, memory="none")
-    free = free_on(device)
+    free = reach(device)
     recipe = replace(recipe_of(config, plan, is_gpu=True), activations="full", compiled=False)
     memory = estimate_memory(recipe, largest_inputs(plan, batches))
-    step = Step(plan.variant, largest_batch(plan), config.speed.compile)
+    step = Step(plan.variant, largest_batch(plan), config.speed.compiles)
     block = block_bytes(plan.variant, Holding(recipe.dtype, recipe.fp8))[1]
-    found = settle(step, static_bytes(memory), int(free * (1 - MARGIN)) - CONTEXT, block)
-    log.info("--memory auto: %.1f GiB are free, what stays there takes %.1f: %s", free / GIB,
-             static_bytes(memory) / GIB, ", ".join(f"{name} {value}" for name, value in found.items()))
+    static, room = static_bytes(memory), int(free * (1 - MARGIN)) - CONTEXT
+    found = settle(step, static, room, block)
+    log.info("--memory auto: %.1f GiB are free, what stays there takes %.1f: %s", free / GIB, static / GIB,
+             _words(found))
+    if recipe.fp8 is None and len(found) > 1:
+        smaller = block_bytes(plan.variant, Holding(recipe.dtype, Fp8Settings()))[1]
+        log.info("--memory auto: with --fp8_base, which halves the base's memory and rounds its weights, it would be: "
+                 "%s", _words(settle(step, static - plan.variant.layers * (block - smaller), room, smaller)))
     return _with(config, **found)
+
+
+def _words(found: dict[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in found.items())
 
 
 def settle(step: Step, static: int, room: int, block: int) -> dict[str, object]:
@@ -49,27 +60,29 @@ def settle(step: Step, static: int, room: int, block: int) -> dict[str, object]:
     if (mix := choose(step, left)) is not None:
         return {"memory": as_text(mix)}
     layers = step.variant.layers
-    offloaded = step.activations(["full"] * 2)
     for swapped in range(layers + 1):
-        if offloaded <= left + max(0, swapped - RING) * block:
+        if planned(step, static, block, swapped=swapped, offloads=True) <= room:
             found: dict[str, object] = {"memory": "full", "gradient_checkpointing_cpu_offload": True}
             return found | ({"blocks_to_swap": swapped} if swapped else {})
-    least = (static - (layers - RING) * block + offloaded) / GIB
+    least = planned(step, static, block, swapped=layers, offloads=True) / GIB
     raise ConfigError(f"--memory auto: a step of {step.tokens} tokens needs {least:.1f} GiB with every block swapped, "
                       f"and {room / GIB:.1f} can be had. Show shorter clips (--max_tokens), train a smaller network, "
                       "or use --fp8_base.")
 
 
+def planned(step: Step, static: int, block: int, *, policies: Sequence[Policy] = (), swapped: int = 0,
+            offloads: bool = False) -> int:
+    """Bytes at the peak of a step, as `settle` reckons; `static` with no block swapped.
+
+    With `offloads` the inputs of two blocks are on the GPU at a time.
+    """
+    kept: list[Policy] = ["full"] * min(2, step.variant.layers) if offloads else list(policies)
+    return static + step.activations(kept) - max(0, swapped - RING) * block
+
+
 def static_bytes(memory: Memory) -> int:
     """What stays on the GPU during all of a step."""
     return memory.tensors - memory.activations + memory.workspaces
-
-
-def free_on(device: torch.device) -> int:
-    """Bytes that this process can have on a GPU, within the share that torch was limited to."""
-    free, total = torch.cuda.mem_get_info(device)
-    limit = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
-    return min(free + torch.cuda.memory_reserved(device), int(limit * total))
 
 
 def _with(config: TrainConfig, *, memory: object, **card: object) -> TrainConfig:

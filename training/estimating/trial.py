@@ -31,7 +31,6 @@ from wan.memory.blocks import run_blocks
 from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears
 from wan.memory.policies import parse_policies
 from wan.memory.swap import RING
-from wan.modules.block import Attention
 from wan.modules.dit import WanDiT
 from wan.variants import Variant
 
@@ -57,7 +56,7 @@ class Recipe:
     ring: int = RING
     offloads: bool = False
     """Whether the inputs of recomputed blocks lie there too."""
-    attention: str = "sdpa"
+    attention: str = "auto"
     network_module: str = "networks.lora_wan"
     network_dim: int | None = None
     network_alpha: float = 1.0
@@ -151,9 +150,7 @@ class Trial:
         fill(dit, recipe.dtype, make, blocks)
         told("base")
         if recipe.attention == "math" or not recipe.is_gpu or device.type == "cuda":
-            for module in dit.modules():
-                if isinstance(module, Attention):
-                    module.backend = recipe.attention
+            dit.set_attention(recipe.attention)
         if recipe.activations != "none" or recipe.compiled:
             run_blocks(dit, parse_policies(recipe.activations, len(dit.blocks)), compiled=recipe.compiled,
                        has_dropout=bool(recipe.network_dropout))
@@ -221,6 +218,9 @@ class Trial:
 @contextmanager
 def only_blocks(dit: WanDiT, blocks: Sequence[int]) -> Iterator[None]:
     """Inside, the other blocks, with their hooks, hand their tokens on as they came."""
+    if len(set(blocks)) == len(dit.blocks):  # what stands around `run_block` stays in sight
+        yield
+        return
     run_block, own = dit.run_block, vars(dit).get("run_block")
 
     def run_or_skip(i: int, tokens: Tensor, inputs: Any) -> Tensor:

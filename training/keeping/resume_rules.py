@@ -46,9 +46,10 @@ RULES: Mapping[str, Rule] = {
         "gradient_checkpointing_cpu_offload", "fp8_t5", "text_encoder_cpu", "early_stopping_patience_steps",
         "early_stopping_patience_evals",
         "early_stopping_min_delta", "early_stopping_metric", "save_best", "smi_every",
-        "loss_history_every_n_steps", "memory", "compile", "compile_backend", "compile_mode", "preflight",
+        "loss_history_every_n_steps", "memory", "preflight",
         "dry_run", "preflight_device", "preflight_vram"), Rule.FREE),
-    **dict.fromkeys(("max_train_steps", "max_train_epochs", "max_grad_norm", "cuda_allow_tf32"), Rule.TOLD),
+    **dict.fromkeys(("max_train_steps", "max_train_epochs", "max_grad_norm", "cuda_allow_tf32", "compile",
+                     "compile_backend", "compile_mode"), Rule.TOLD),
     **dict.fromkeys(("dataset_config", "phases", "dit", "base_weights", "validation_split", "validation_count",
                      "validation_items", "validation_seed"), Rule.DATA),
     **dict.fromkeys((

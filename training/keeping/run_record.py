@@ -4,7 +4,7 @@ States and checkpoints on the disk are the truth; this file names them, counts w
 Damaged, it is moved aside and made again from them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 import json
@@ -56,6 +56,8 @@ class RunRecord:
     """Lowest held-out loss: step, figure."""
     validations: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    graphs: dict[str, Any] | None = None
+    """Of compiled blocks in the last sitting: sizes, graphs made late, breaks; None where nothing was compiled."""
 
     def text(self) -> str:
         """The file's content."""
@@ -101,7 +103,7 @@ def _checked(values: Any) -> RunRecord:
     kinds = {one.name: type(one.default) if isinstance(one.default, (int, str)) else list for one in fields(RunRecord)}
     kinds["started"] = str
     for key, kind in kinds.items():
-        if key not in values or key == "best":
+        if key not in values or key in ("best", "graphs"):
             continue
         if not isinstance(values[key], kind):
             raise ValueError(f"'{key}' is {values[key]!r}, expected a {kind.__name__}")
@@ -144,9 +146,11 @@ class RecordKeeper(Onlooker):
 
     state_name: ClassVar[str] = "record"
 
-    def __init__(self, folder: Path, record: RunRecord) -> None:
+    def __init__(self, folder: Path, record: RunRecord, *,
+                 graphs: Callable[[], dict[str, Any] | None] = lambda: None) -> None:
+        """`graphs` tells what compiling came to so far."""
         super().__init__()
-        self.folder, self.record = folder, record
+        self.folder, self.record, self._graphs = folder, record, graphs
         self._basis = ""
 
     def remembered(self) -> dict[str, Any]:
@@ -204,6 +208,7 @@ class RecordKeeper(Onlooker):
             return
         record = self.record
         record.step, record.epoch, record.updated = run.state.step, run.state.epoch, _now()
+        record.graphs = self._graphs()
         record.states = [path.name for path in reversed(find_states(self.folder, record.name))]
         with self.writing(self.folder / FILE):
             write_text(self.folder / FILE, record.text())

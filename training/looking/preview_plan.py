@@ -28,9 +28,6 @@ from training.outcome import origin_of
 from training.parallel import Processes
 from training.preflight import Plan
 
-ATTENTION = {"flash_attn": "flash"}
-"""Training's names of back ends that generate_video.py calls otherwise; what it does not have is torch's there."""
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -144,7 +141,7 @@ def base_request(config: TrainConfig, plan: Plan, device: torch.device) -> Gener
     settings, speed = config.previews, config.speed
     values: dict[str, Any] = {
         "task": plan.task.name, "dit": config.data.dit, "device": str(device),
-        "dit_dtype": dtype_name(base_dtype(speed, device)), "attn_mode": ATTENTION.get(speed.attention, "torch"),
+        "dit_dtype": dtype_name(base_dtype(speed, device)), "attn_mode": speed.attention,
         "fp8_scaled": speed.uses_fp8, "blocks_to_swap": config.small_card.blocks_to_swap,
         "infer_steps": settings.sample_infer_steps}
     for name in ("vae", "t5", "tokenizer", "clip", "wav2vec", "vae_dtype", "t5_dtype", "clip_dtype", "fp8_t5",

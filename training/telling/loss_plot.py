@@ -3,7 +3,7 @@
 Everything is read from ``metrics.jsonl``, so that a run in a folder that has one already goes on with its curves.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 import json
 import math
@@ -12,6 +12,7 @@ from typing import Any
 
 from common.atomic import write_text
 from common.logs import get_logger
+from common.plots import draw
 from training.callbacks import Onlooker, Outcome, Run, RunState, StepReport, ValidationReport
 
 log = get_logger(__name__)
@@ -139,26 +140,25 @@ def history_table(runs: Sequence[RunHistory]) -> dict[str, Any]:
 
 def draw_history(runs: Sequence[RunHistory], path: Path, *, title: str = "") -> None:
     """Write the picture: losses above, below them those by noise level and the gaps, where any were measured."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from common.plots import save_figure
-
-    more = []
+    more: list[tuple[Callable[[Any, Sequence[RunHistory]], None], str]] = []
     if any(run.validated_at(0)[1] for run in runs):
         more.append((_draw_levels, "held-out loss by noise level"))
     if any(run.validated("audio_gap")[0] for run in runs):
         more.append((_draw_gaps, "loss above the right sound's"))
     height = 6 + 2.5 * len(more)
-    figure = Figure(figsize=(10, height))
-    FigureCanvasAgg(figure)
+    draw(lambda figure: _paint(figure, runs, more, title), path, size=(10, height), dpi=150)
+
+
+def _paint(figure: Any, runs: Sequence[RunHistory],
+           more: Sequence[tuple[Callable[[Any, Sequence[RunHistory]], None], str]], title: str) -> None:
+    height = figure.get_figheight()
     # Margins in inches: matplotlib's own layout engines draw everything once more to find them.
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.5 / height, top=1 - 0.35 / height, hspace=0.08)
     panels = figure.subplots(1 + len(more), 1, sharex=True, squeeze=False, height_ratios=(3, *[2] * len(more)))[:, 0]
     _draw_losses(panels[0], runs)
     panels[0].set(ylabel="loss", title=title)
-    for panel, (draw, label) in zip(panels[1:], more, strict=True):
-        draw(panel, runs)
+    for panel, (draw_on, label) in zip(panels[1:], more, strict=True):
+        draw_on(panel, runs)
         panel.set(ylabel=label)
     for panel in panels:
         panel.legend(loc="best", fontsize="small")
@@ -166,7 +166,6 @@ def draw_history(runs: Sequence[RunHistory], path: Path, *, title: str = "") -> 
         for run in runs[1:]:
             panel.axvline(run.offset, color="tab:gray", linestyle=":", linewidth=0.8)
     panels[-1].set(xlabel="optimiser step")
-    save_figure(figure, path, dpi=150)
 
 
 def _draw_losses(panel: Any, runs: Sequence[RunHistory]) -> None:
@@ -248,7 +247,7 @@ class LossHistory(Onlooker):
     def __init__(self, folder: Path, title: str, every: int = 100) -> None:
         super().__init__()
         self.folder, self.title, self.every = folder, title, every
-        self._drawn = 0
+        self._drawn, self._is_due = 0, False
 
     def on_start(self, run: Run) -> None:
         """Count from where the run stands."""
@@ -257,7 +256,11 @@ class LossHistory(Onlooker):
     def on_step(self, run: Run, report: StepReport) -> None:
         """Bring both up to date every `every` steps, or more seldom (see above)."""
         if report.step % self.every == 0 and report.step - self._drawn >= report.step // self.SHARE:
-            self._drawn = report.step
+            self._drawn, self._is_due = report.step, True
+
+    def while_computing(self, run: Run) -> None:
+        """Draw, where it is due, while the next step is computed."""
+        if self._is_due:
             self._write(run)
 
     def on_validation(self, run: Run, report: ValidationReport) -> None:
@@ -269,6 +272,7 @@ class LossHistory(Onlooker):
         self._write(run)
 
     def _write(self, run: Run) -> None:
+        self._is_due = False
         metrics = self.folder / "metrics.jsonl"
         if not run.processes.is_main or not metrics.is_file():
             return

@@ -39,8 +39,9 @@ def device_memory(device: torch.device) -> DeviceMemory | None:
     """The counters of a CUDA device; None for any other."""
     if device.type != "cuda":
         return None
-    return DeviceMemory(torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device),
-                        torch.cuda.max_memory_allocated(device))
+    counts = torch.cuda.memory_stats(device)  # once: torch makes the whole table for each single figure
+    return DeviceMemory(*(counts.get(name, 0) for name in (
+        "allocated_bytes.all.current", "reserved_bytes.all.current", "allocated_bytes.all.peak")))
 
 
 class Smi:

@@ -48,6 +48,7 @@ class NoiseLevels(Onlooker):
         self.counts, self.sums = [0] * BINS, [0.0] * BINS
         self._expected = expected
         self._law: Sequence[float] | None = None
+        self._is_due = False
 
     def remembered(self) -> dict[str, Any]:
         """Samples and summed losses of each bin."""
@@ -62,7 +63,11 @@ class NoiseLevels(Onlooker):
         for sigma, loss in report.drawn:
             self.counts[bin_of(sigma)] += 1
             self.sums[bin_of(sigma)] += loss
-        if report.step % self.every == 0:
+        self._is_due = self._is_due or report.step % self.every == 0
+
+    def while_computing(self, run: Run) -> None:
+        """Draw, where it is due, while the next step is computed."""
+        if self._is_due:
             self._draw(run)
 
     def on_end(self, run: Run, outcome: Outcome) -> None:
@@ -87,6 +92,7 @@ class NoiseLevels(Onlooker):
         return self._law
 
     def _draw(self, run: Run) -> None:
+        self._is_due = False
         if run.processes.is_main and any(self.counts):
             means = [total / count if count else None for total, count in zip(self.sums, self.counts, strict=True)]
             with self.writing(self.path):

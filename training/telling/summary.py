@@ -36,6 +36,8 @@ class Sources:
     noise_levels: Callable[[], Sequence[LevelRow]] = tuple
     failures: Callable[[], Mapping[str, int]] = dict
     """What failed without ending the run, and how often."""
+    compiled: Callable[[], str] = str
+    """What compiling came to; empty where nothing was compiled."""
     go_on: Callable[[Outcome], str] = lambda outcome: ""
     """The command to go on with."""
 
@@ -150,6 +152,8 @@ class RunSummary(Onlooker):
             yield "speed", f"{course.usual_seconds:.3g} s/step (median, the first step left out)"
         if (memory := device_memory(run.processes.device)) is not None:
             yield "memory peak", f"{memory.peak / GIB:.2f} GiB on {run.processes.device}"
+        if words := self.sources.compiled():
+            yield "compiled blocks", words
         if course.losses:
             size = min(RunState.WINDOW, max(1, len(course.losses) // 2))
             first, last = (statistics.fmean(part) for part in (course.losses[:size], course.losses[-size:]))

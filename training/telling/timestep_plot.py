@@ -1,17 +1,22 @@
 """How often each noise level is drawn: the law (`--show_timesteps`), and beside it what a run really drew."""
 
 from collections.abc import Mapping, Sequence
+import math
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 import torch
 from torch import Tensor
 
+from common.plots import draw
 from training.loss import loss_weight
 from training.timesteps import LatentSize, TimestepSettings, sigmas
 
 BINS = 20
 DRAWS = 20_000
+SIZE = (9.0, 4.5)
+"""Inches."""
 
 
 def histogram(settings: TimestepSettings, size: LatentSize, bins: int = BINS
@@ -39,24 +44,13 @@ def as_text(settings: TimestepSettings, size: LatentSize) -> str:
 
 def save_image(settings: TimestepSettings, size: LatentSize, path: Path) -> None:
     """PNG with the share of the draws and the loss weight over time."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from common.plots import save_figure
-
     shares, weights = histogram(settings, size, bins=50)
-    middle = [20 * i + 10 for i in range(50)]
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.bar(middle, shares.tolist(), width=18, label="share of the draws")
-    axes.set(xlabel="time (0 clean, 1000 pure noise)", ylabel="share of the draws",
-             title=f"{settings.timestep_sampling} at {size[1] * 8}x{size[0] * 8}")
-    other = axes.twinx()
-    other.plot(middle, weights.tolist(), color="tab:red", label="loss weight")
-    other.set(ylabel="loss weight", ylim=(0, None))
-    figure.legend(loc="outside lower center", ncols=2)
-    save_figure(figure, path, dpi=120)
+
+    def paint(figure: Any) -> None:
+        axes = _bars(figure, shares.tolist(), "share of the draws")
+        axes.set(ylabel="share of the draws", title=f"{settings.timestep_sampling} at {size[1] * 8}x{size[0] * 8}")
+        _line(figure, axes, weights.tolist(), "loss weight")
+    draw(paint, path, size=SIZE, dpi=120)
 
 
 def expected_shares(settings: TimestepSettings, sizes: Mapping[LatentSize, float], bins: int) -> list[float]:
@@ -70,24 +64,33 @@ def expected_shares(settings: TimestepSettings, sizes: Mapping[LatentSize, float
 def draw_drawn(counts: Sequence[int], losses: Sequence[float | None], expected: Sequence[float], path: Path, *,
                title: str) -> None:
     """PNG with the share of a run's samples in each bin, the law, and the mean training loss there."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from common.plots import save_figure
-
     bins, total = len(counts), sum(counts)
-    width = 1000 / bins
-    middle = [width * (number + 0.5) for number in range(bins)]
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+
+    def paint(figure: Any) -> None:
+        axes = _bars(figure, [count / total for count in counts], f"drawn ({total} samples)")
+        axes.stairs(expected, [1000 / bins * number for number in range(bins + 1)], color="black", linewidth=1,
+                    label="law of the settings")
+        axes.set(ylabel="share of the samples", title=title)
+        _line(figure, axes, [math.nan if loss is None else loss for loss in losses], "mean training loss", marker=".",
+              linewidth=0.8)
+    draw(paint, path, size=SIZE, dpi=120)
+
+
+def _bars(figure: Any, shares: Sequence[float], label: str) -> Any:
+    # Margins in inches: matplotlib's own layout engines draw everything once more to find them.
+    width, height = SIZE
+    figure.subplots_adjust(left=0.85 / width, right=1 - 0.75 / width, bottom=0.8 / height, top=1 - 0.35 / height)
     axes = figure.add_subplot()
-    axes.bar(middle, [count / total for count in counts], width=0.9 * width, label=f"drawn ({total} samples)")
-    axes.stairs(expected, [width * number for number in range(bins + 1)], color="black", linewidth=1,
-                label="law of the settings")
-    axes.set(xlabel="time (0 clean, 1000 pure noise)", ylabel="share of the samples", title=title, xlim=(0, 1000))
+    bar = 1000 / len(shares)
+    axes.bar([bar * (number + 0.5) for number in range(len(shares))], shares, width=0.9 * bar, label=label)
+    axes.set(xlabel="time (0 clean, 1000 pure noise)", xlim=(0, 1000))
+    return axes
+
+
+def _line(figure: Any, axes: Any, values: Sequence[float], label: str, **style: Any) -> None:
+    """A curve over the bars, on an axis of its own, and the legend below both."""
+    bar = 1000 / len(values)
     other = axes.twinx()
-    other.plot(middle, [float("nan") if loss is None else loss for loss in losses], color="tab:red", marker=".",
-               linewidth=0.8, label="mean training loss")
-    other.set(ylabel="mean training loss", ylim=(0, None))
-    figure.legend(loc="outside lower center", ncols=3)
-    save_figure(figure, path, dpi=120)
+    other.plot([bar * (number + 0.5) for number in range(len(values))], values, color="tab:red", label=label, **style)
+    other.set(ylabel=label, ylim=(0, None))
+    figure.legend(loc="lower center", ncols=3)

@@ -12,6 +12,7 @@ from training.keeping.best import BestCheckpoint, Metric
 from training.looking.early_stopping import EarlyStopping, Patience
 from training.preflight import Plan, timestep_settings
 from training.showing import SOUND
+from training.telling.compiled_graphs import GraphReport
 from training.telling.loss_plot import LossHistory
 from training.telling.noise_levels import BINS, NoiseLevels
 from training.telling.reports import ProgressLine, StepLog
@@ -59,6 +60,7 @@ def run_summary(config: TrainConfig, plan: Plan, files: CheckpointPlan, *, callb
     """The callback that writes the final page; it stands behind `callbacks`, and `trained` parameters are trained."""
     levels = next(one for one in callbacks if isinstance(one, NoiseLevels))
     best = next((one for one in callbacks if isinstance(one, BestCheckpoint)), None)
+    graphs = next((one for one in callbacks if isinstance(one, GraphReport)), None)
     items = len({clip.item.content for clip in plan.held_out})
     conditions = ", ".join(plan.conditions)
     facts = (
@@ -71,7 +73,7 @@ def run_summary(config: TrainConfig, plan: Plan, files: CheckpointPlan, *, callb
         ("noise levels", config.noise.timestep_sampling), ("seed", str(config.length.seed)))
     return RunSummary(Sources(
         files.folder, files.name, facts, best=lambda: best_words(best) if best else "", noise_levels=levels.rows,
-        failures=lambda: failures_of(callbacks),
+        failures=lambda: failures_of(callbacks), compiled=lambda: graphs.words if graphs else "",
         go_on=lambda outcome: command(config, plan, files, outcome, processes)))
 
 

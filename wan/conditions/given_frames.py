@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 import torch
 from torch import Tensor
 
+from common.devices import sent
 from common.errors import ConditionError
 from common.features import FeatureBatch
 
@@ -48,10 +49,10 @@ def with_prefix_given(batch: FeatureBatch, latents: Float[Tensor, "B C F H W"], 
     `is_still`: frame 0 is a still picture, so the sound of its moment is not heard (row 0 of the audio is zero).
     """
     frames = torch.arange(latents.shape[2], device=latents.device)
-    number = torch.tensor(list(counts), device=latents.device)
+    number = sent(torch.tensor(list(counts)), latents.device)
     is_given = (frames < number[:, None])[:, None, :, None, None].expand_as(latents[:, :1])
     return replace(batch, given_latents=torch.where(is_given, latents, torch.zeros_like(latents)),
-                   given_mask=is_given.to(latents.dtype), first_is_still=is_still.to(latents.device))
+                   given_mask=is_given.to(latents.dtype), first_is_still=sent(is_still, latents.device))
 
 
 def with_first_frame_given(batch: FeatureBatch, first: Float[Tensor, "B C 1 H W"], latent_frames: int,

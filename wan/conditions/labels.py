@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 import torch
 from torch import Tensor
 
+from common.devices import sent
+
 SPANS = ((0.0, 4.0), (20.0, 24.0))
 """Positions of the tokens of each speaker; the sound of each stands in the middle of its span."""
 NOBODY = 12.0
@@ -52,5 +54,5 @@ def turn(x: Float[Tensor, "B L N K"], positions: Float[Tensor, "B L"]) -> Float[
 
 def sound_positions(tokens: int, like: Tensor) -> Float[Tensor, "1 C"]:
     """Positions of `tokens` tokens of each speaker's sound, one speaker after the other."""
-    middles = torch.tensor([(first + last) / 2 for first, last in SPANS], device=like.device)
+    middles = sent(torch.tensor([(first + last) / 2 for first, last in SPANS]), like.device)
     return middles.repeat_interleave(tokens)[None]

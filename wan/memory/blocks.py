@@ -6,6 +6,7 @@ halves; one that acts inside an attention has its blocks run as they are, uncomp
 """
 
 from collections.abc import Callable, Sequence
+import time
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from common.logs import get_logger
+from wan.memory.graphs import GraphLog, graphs_made, use_of
 from wan.memory.policies import Policy, kept_by
 from wan.modules.block import PassInputs, WanAttentionBlock
 from wan.modules.dit import WanDiT
@@ -25,16 +27,16 @@ GRAPHS = 256
 
 
 def run_blocks(dit: WanDiT, policies: Sequence[Policy], *, compiled: bool = False, backend: str = "inductor",
-               mode: str | None = None, has_dropout: bool = True) -> "BlockRunner":
+               mode: str | None = None, has_dropout: bool = True, graphs: GraphLog | None = None) -> "BlockRunner":
     """Have `dit` run its blocks so from now on; `stop_running_blocks` undoes it.
 
-    `has_dropout` says whether anything in a block draws random numbers. Raises ConfigError where the number of policies
-    is not that of the blocks.
+    `has_dropout` says whether anything in a block draws random numbers; `graphs` is told what is compiled. Raises
+    ConfigError where the number of policies is not that of the blocks.
     """
     if len(policies) != len(dit.blocks):
         raise ConfigError(f"{len(policies)} activation policies for {len(dit.blocks)} blocks.")
     stop_running_blocks(dit)
-    runner = BlockRunner(dit, policies, has_dropout=has_dropout)
+    runner = BlockRunner(dit, policies, has_dropout=has_dropout, graphs=graphs)
     if compiled:
         runner.compile(backend, mode)
     dit.run_block = runner  # type: ignore[method-assign]
@@ -50,8 +52,10 @@ def stop_running_blocks(dit: WanDiT) -> None:
 class BlockRunner:
     """Stands in the place of `WanDiT.run_block`."""
 
-    def __init__(self, dit: WanDiT, policies: Sequence[Policy], *, has_dropout: bool) -> None:
+    def __init__(self, dit: WanDiT, policies: Sequence[Policy], *, has_dropout: bool,
+                 graphs: GraphLog | None = None) -> None:
         self._dit = dit
+        self.graphs = graphs or GraphLog()
         self.blocks: list[WanAttentionBlock] = [*dit.blocks]  # type: ignore[list-item]
         self.policies = list(policies)
         self.has_dropout = has_dropout
@@ -78,6 +82,9 @@ class BlockRunner:
         points = inputs.points
         policy = self.policies[i] if torch.is_grad_enabled() else "none"
         if points.self_attention or points.cross_attention:
+            if self.is_compiled and not self.graphs.skipped:
+                log.warning("blocks run uncompiled where a condition acts inside their attention, as one does here")
+            self.graphs.skipped += self.is_compiled
             return kept_by(self._whole, policy, has_dropout=self.has_dropout)(i, tokens, inputs)
         for state in points.before_block:
             tokens = self._hooked(state.before_block, state, "before_block", policy, i, tokens, inputs)
@@ -104,7 +111,8 @@ class BlockRunner:
     def _part(self, name: str, policy: Policy) -> Callable[..., Tensor]:
         if (name, policy) not in self._parts:
             part = kept_by(_PARTS[name], policy, has_dropout=self.has_dropout)
-            self._parts[name, policy] = part if self._compile is None else _CompiledOrNot(self._compile(part), part)
+            self._parts[name, policy] = part if self._compile is None else _CompiledOrNot(
+                self._compile(part), part, self.graphs)
         return self._parts[name, policy]
 
     def _whole(self, i: int, tokens: Tensor, inputs: PassInputs) -> Tensor:
@@ -114,20 +122,26 @@ class BlockRunner:
 class _CompiledOrNot:
     """The compiled part; the plain one from the moment on when compiling fails, which is told once."""
 
-    def __init__(self, compiled: Callable[..., Tensor], plain: Callable[..., Tensor]) -> None:
-        self._compiled, self._plain = compiled, plain
+    def __init__(self, compiled: Callable[..., Tensor], plain: Callable[..., Tensor], graphs: GraphLog) -> None:
+        self._compiled, self._plain, self._graphs = compiled, plain, graphs
         self._works = True
 
-    def __call__(self, *args: Any) -> Tensor:
+    def __call__(self, block: WanAttentionBlock, tokens: Tensor, inputs: PassInputs) -> Tensor:
         if not self._works:
-            return self._plain(*args)
+            return self._plain(block, tokens, inputs)
+        before, started = graphs_made(), time.monotonic()
         try:
-            return self._compiled(*args)
+            result = self._compiled(block, tokens, inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
             self._works = False
-            log.warning("a block cannot be compiled and runs uncompiled, slower and with the same numbers: %s",
-                        str(error).strip().splitlines()[0])
-            return self._plain(*args)
+            told = str(error).strip().splitlines()[0]
+            self._graphs.failures.append(told)
+            log.warning("a block cannot be compiled and runs uncompiled, slower and with the same numbers: %s", told)
+            return self._plain(block, tokens, inputs)
+        if made := graphs_made() - before:
+            log.info("compiled the blocks for %s in %.0f s", use_of(tokens).words, time.monotonic() - started)
+        self._graphs.note(tokens, made)
+        return result
 
 
 def without_hooks(inputs: PassInputs) -> PassInputs:

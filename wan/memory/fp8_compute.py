@@ -5,6 +5,7 @@ they come. The input gradient takes the weight transposed on the fly, so nothing
 GPU's units (fast), the result in bfloat16. LoRA is added beside it in bfloat16, as beside any linear layer.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -28,28 +29,57 @@ def quantise_rows(x: Float[Tensor, "M K"]) -> tuple[Float[Tensor, "M K"], Float[
     return (x.float() / scale).clamp(-LARGEST, LARGEST).to(E4M3), scale
 
 
-def scaled_product(x: Float[Tensor, "M K"], values: Float[Tensor, "K N"], scale: Tensor, dtype: torch.dtype,
-                   bias: Tensor | None = None) -> Float[Tensor, "M N"]:
-    """x @ (values · scale) with the rows of x quantised; `values` lie column by column (a transposed view)."""
+@torch.library.custom_op("omnituner::fp8_product", mutates_args=())
+def fp8_product(rows: Tensor, row_scale: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None,
+                low_rank: list[Tensor], strength: float, dtype: torch.dtype) -> Tensor:
+    """rows (values · scale)ᵀ + bias + strength · low upᵀ: `M K`, `N K`, `N`, `M r`, `N r` to `M N`.
+
+    The low-rank part is added where the product lies: no second tensor of its size is written or read.
+    """
+    columns = scale.reshape(1, 1).expand(1, values.shape[0]).contiguous()
+    result = torch._scaled_mm(rows, values.t(), scale_a=row_scale, scale_b=columns, bias=bias, out_dtype=dtype,
+                              use_fast_accum=True)
+    if low_rank:
+        low, up = low_rank
+        result.addmm_(low, up.t(), alpha=strength)
+    return result
+
+
+@fp8_product.register_fake
+def _(rows: Tensor, row_scale: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None, low_rank: list[Tensor],
+      strength: float, dtype: torch.dtype) -> Tensor:
+    return rows.new_empty((rows.shape[0], values.shape[0]), dtype=dtype)
+
+
+def scaled_product(x: Float[Tensor, "M K"], values: Float[Tensor, "N K"], scale: Tensor, bias: Tensor | None = None,
+                   low_rank: Sequence[Tensor] = (), strength: float = 1.0) -> Float[Tensor, "M N"]:
+    """x (values · scale)ᵀ + bias in the dtype of x, whose rows are quantised; `low_rank`: nothing, or (low, up)."""
     rows, row_scale = quantise_rows(x)
-    columns = scale.reshape(1, 1).expand(1, values.shape[1]).contiguous()
-    return torch._scaled_mm(rows, values, scale_a=row_scale, scale_b=columns, bias=bias, out_dtype=dtype,
-                            use_fast_accum=True)
+    return torch.ops.omnituner.fp8_product(  # type: ignore[no-any-return]
+        rows, row_scale, values, scale, bias, list(low_rank), strength, x.dtype)
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b, and g W for the input's gradient, both in float8."""
+    """x Wᵀ + b, with a low-rank part or without, and g W for the input's gradient, both in float8."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(values, scale)
-        return scaled_product(x, values.t(), scale, x.dtype, bias)
+    def forward(ctx: Any, x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None, low: Tensor | None,
+                up: Tensor | None, strength: float) -> Tensor:
+        ctx.save_for_backward(values, scale, low, up)
+        ctx.strength = strength
+        return scaled_product(x, values, scale, bias, () if low is None or up is None else (low, up), strength)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        values, scale = ctx.saved_tensors
-        transposed = values.t().contiguous().t()  # the same numbers, laid out as the units want their second factor
-        return scaled_product(gradient, transposed, scale, gradient.dtype), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        values, scale, low, up = ctx.saved_tensors
+        of_x = of_low = of_up = None
+        if ctx.needs_input_grad[0]:
+            # The same numbers, laid out as the units want their second factor.
+            of_x = scaled_product(gradient, values.t().contiguous(), scale)
+        if low is not None:
+            of_low = gradient @ up * ctx.strength
+            of_up = gradient.t() @ low * ctx.strength
+        return of_x, None, None, None, of_low, of_up, None
 
 
 class Fp8ProductLinear(Fp8Linear):
@@ -64,10 +94,17 @@ class Fp8ProductLinear(Fp8Linear):
         super().store(Quantised(weight.values, weight.scale.float().reshape(())))
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        """x W^T + b in the dtype of x, which must be bfloat16 for the GPU's units."""
+        """x Wᵀ + b in the dtype of x, which must be bfloat16 for the GPU's units."""
+        return self.forward_with(x, None, None, 1.0)
+
+    def forward_with(self, x: Float[Tensor, "*B I"], low: Float[Tensor, "*B r"] | None, up: Float[Tensor, "O r"] | None,
+                     strength: float) -> Float[Tensor, "*B O"]:
+        """x Wᵀ + b + strength · low upᵀ, the low-rank part in the dtype of x."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        low = None if low is None else low.reshape(-1, low.shape[-1])
         flat = x.reshape(-1, x.shape[-1])
-        return _Product.apply(flat, self.weight, self.scale_weight, bias).reshape(*x.shape[:-1], -1)
+        product = _Product.apply(flat, self.weight, self.scale_weight, bias, low, up, strength)
+        return product.reshape(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
 def kind_of(name: str, linear: nn.Linear) -> type[Fp8Linear]:

@@ -40,11 +40,16 @@ class Step:
     def kept(self, policy: Policy) -> float:
         """Bytes that one block keeps for the backward pass."""
         ratio = self.variant.ffn_dim / self.variant.dim
+        image = 1.0 if self.variant.has_image_branch else 0.0  # what attention to the CLIP tokens gives
         if policy == "none":
-            units = (COMPILED_UNITS if self.compiled else PLAIN_UNITS) + UNITS_PER_RATIO * (ratio - 2.7)
+            plain = COMPILED_UNITS if self.compiled else PLAIN_UNITS + image  # and its sum with that to the text
+            units = plain + UNITS_PER_RATIO * (ratio - 2.7) + image
+        elif policy == "matmuls":
+            # Compiled: block input, q, k, v, attention, x, cross q, cross attention, x, the feed-forward's middle. Else
+            # results of products are kept as they came: of eight linears and, beside them, of LoRA's second products.
+            units = (9 + ratio if self.compiled else 17 + 2 * ratio) + image
         else:
-            # matmuls: block input, q, k, v, attention, x, cross q, cross attention, x, and the feed-forward's middle.
-            units = {"matmuls": 9 + ratio, "attention": 2.0, "full": 1.0}[policy]
+            units = {"attention": 2.0, "full": 1.0}[policy]
         return units * self.unit
 
     def activations(self, policies: list[Policy]) -> int:

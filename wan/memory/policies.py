@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from common.errors import ConfigError, raise_all
+import wan.memory.fp8_compute  # noqa: F401 - its operator is one of the products
 from wan.memory.policy_names import POLICIES, Policy, policies_of, policy_problems
+import wan.modules.attention_ops  # noqa: F401 - its operator is one of the attentions
 
 SHORT_KEYS = 1000
 """Attention to fewer keys than this (text, CLIP) is cheap to compute again."""
@@ -51,7 +53,7 @@ def kept_by(compute: Compute, policy: Policy, *, has_dropout: bool = True) -> Co
 
 
 def _keeps_attention(context: Any, op: Any, *args: Any, **named: Any) -> CheckpointPolicy:
-    if op in _attentions() and args[1].shape[-2] >= SHORT_KEYS:
+    if op in _attentions() and args[1].shape[_attentions()[op]] >= SHORT_KEYS:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -68,7 +70,9 @@ _RULES: dict[str, Callable[..., CheckpointPolicy]] = {"attention": _keeps_attent
 
 
 def _output_width(op: Any, args: Sequence[Any]) -> int:
-    """Channels of a product's output: the last axis of its second factor."""
+    """Channels of a product's output: the last axis of its second factor, or the rows of a float8 weight."""
+    if op is torch.ops.omnituner.fp8_product.default:
+        return int(args[2].shape[0])
     second = args[2] if op is torch.ops.aten.addmm.default else args[1]
     return int(second.shape[-1])
 
@@ -76,13 +80,15 @@ def _output_width(op: Any, args: Sequence[Any]) -> int:
 @functools.cache
 def _products() -> frozenset[Any]:
     aten = torch.ops.aten
-    return frozenset({aten.mm.default, aten.addmm.default, aten._scaled_mm.default})
+    return frozenset({aten.mm.default, aten.addmm.default, torch.ops.omnituner.fp8_product.default})
 
 
 @functools.cache
-def _attentions() -> frozenset[Any]:
+def _attentions() -> dict[Any, int]:
+    """Operator → axis of its second argument that counts the keys."""
     aten = torch.ops.aten
     names = ("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention",
              "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention_for_cpu",
              "_scaled_dot_product_fused_attention_overrideable")
-    return frozenset(getattr(aten, name).default for name in names if hasattr(aten, name))
+    found = {getattr(aten, name).default: -2 for name in names if hasattr(aten, name)}
+    return {**found, torch.ops.omnituner.fa4.default: -3}

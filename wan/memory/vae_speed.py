@@ -4,7 +4,8 @@ Chunks are exact: every layer remembers the frames that it looks back at, so tha
 same numbers but for the order of sums. Measured on an H200: docs/performance.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 import time
 
@@ -32,6 +33,8 @@ MAX_ELEMENTS = 2**31 - 1
 """Convolutions of larger channels-last tensors fall on a path that is many times slower."""
 BUDGET = 0.5
 """Share of the free memory that a call may take."""
+COMPILES_MANY = False
+"""Whether many clips in half precision are compiled for unasked, instead of run in fused passes."""
 SHAPES = 64
 """Forms of chunks that are compiled in one process before torch gives up: two or three for each size."""
 
@@ -51,7 +54,8 @@ class VaeSpeed:
     a size. Where gradients are wanted the plain path runs. Without effect where `compiled`."""
     tuned: bool = False
     """Let cuDNN try its kernels for each form of a convolution: seconds for each size of clips, once. Which one wins
-    may differ from run to run, and with it the rounding."""
+    may differ from run to run, and with it the rounding. torch keeps one plan for a form as long as the process runs,
+    so that one that ran untuned before is not tried any more, and one that was tried stays so."""
     compiled: bool = False
     """Compile encoder and decoder, once for each form of a chunk: a minute or more at first, then faster."""
     budget_bytes: int | None = None
@@ -71,6 +75,7 @@ def usual_speed(device: torch.device | str, dtype: torch.dtype, *, compiled: boo
     if not on_cuda:
         return VaeSpeed(1, 1)
     is_half = dtype in (torch.bfloat16, torch.float16)
+    compiled = compiled or (COMPILES_MANY and many and is_half)
     return VaeSpeed(channels_last=is_half, fused=is_half and not compiled, tuned=many or compiled, compiled=compiled)
 
 
@@ -232,12 +237,19 @@ def _without_gradients(run: Chunked, plain: Chunked) -> Chunked:
     return with_choice
 
 
+@contextmanager
+def kernels_tried() -> Iterator[None]:
+    """cuDNN tries its kernels for forms of convolutions that are new to the process."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def _tuned(run: Chunked) -> Chunked:
     def with_trials(chunk: Tensor, past: PastFrames) -> Tensor:
-        before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = True
-        try:
+        with kernels_tried():
             return run(chunk, past)
-        finally:
-            torch.backends.cudnn.benchmark = before
     return with_trials

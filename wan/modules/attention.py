@@ -10,8 +10,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.errors import ConfigError, nearest
+from wan.modules import attention_ops
+from wan.modules.attention_names import AUTO, plain_name
 
 Backend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+HALF = (torch.bfloat16, torch.float16)
+FEW_KEYS = 4096
+"""Below this many keys (text, pictures, short clips) cuDNN's kernel is as fast as the packages' (measured, H200)."""
 
 
 def attend(q: Float[Tensor, "B L N K"], k: Float[Tensor, "B S N K"], v: Float[Tensor, "B S N K"],
@@ -27,17 +32,39 @@ def attend(q: Float[Tensor, "B L N K"], k: Float[Tensor, "B S N K"], v: Float[Te
     return BACKENDS[name](q, k, v, lengths)
 
 
+PACKAGES = {
+    "flash_attn": ("flash_attn", "flash-attn", "pip install flash-attn"),
+    "flash3": ("flash_attn_interface", "FlashAttention-3", "build it from the folder hopper of the flash-attention "
+                                                           "repository"),
+    "fa4": ("flash_attn.cute", "flash-attn-4", "pip install --pre flash-attn-4"),
+    "cudnn_fp8": ("cudnn", "nvidia-cudnn-frontend", "pip install nvidia-cudnn-frontend"),
+    "sageattn": ("sageattention", "sageattention", "pip install sageattention"),
+}
+"""Back end → (module, name, how to install it)."""
+
+
 def check_backend(name: str) -> None:
-    """Refuse an unknown back end, or one whose package is missing; the ConfigError says what to install."""
+    """Refuse an unknown back end, or one whose package or GPU is missing; the ConfigError says what to do."""
+    name = plain_name(name)
+    if name == AUTO:
+        return
     if name not in BACKENDS:
         raise ConfigError(f"attention back end '{name}' is unknown{nearest(name, BACKENDS)}. "
-                          f"Use one of {', '.join(BACKENDS)}.")
-    if name == "flash_attn" and find_spec("flash_attn") is None:
-        raise ConfigError("attention back end 'flash_attn' needs the package flash-attn, which is not installed. "
-                          "Install it (pip install flash-attn; NVIDIA GPUs only) or use sdpa, which is as fast or "
-                          "faster on recent GPUs.")
-    if name == "cudnn" and not torch.cuda.is_available():
-        raise ConfigError("attention back end 'cudnn' needs an NVIDIA GPU, and none was found. Use sdpa.")
+                          f"Use one of {AUTO}, {', '.join(BACKENDS)}.")
+    if name in PACKAGES:
+        module, package, remedy = PACKAGES[name]
+        if not _is_there(module):
+            raise ConfigError(f"attention back end '{name}' needs {package}, which is not installed. Install it "
+                              f"({remedy}; NVIDIA GPUs only) or use {AUTO}, which needs no package.")
+    if (name == "cudnn" or name in PACKAGES) and not torch.cuda.is_available():
+        raise ConfigError(f"attention back end '{name}' needs an NVIDIA GPU, and none was found. Use {AUTO}.")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
@@ -57,20 +84,70 @@ def _forced(kernel: SDPBackend) -> Backend:
     return run
 
 
-def _flash_attn(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
-    """The flash-attn package (half precision, no mask)."""
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+    """cuDNN's kernel by its own name, so that nothing else can be chosen in a graph."""
     if lengths is not None:
-        raise ConfigError("attention back end 'flash_attn' cannot leave out keys by length here. Use sdpa.")
+        return _forced(SDPBackend.CUDNN_ATTENTION)(q, k, v, lengths)
+    needs_backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    out: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, needs_backward)[0]
+    return out.transpose(1, 2)
+
+
+def _for_many_keys(run: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Backend:
+    """`run` where there are many keys of half precision, else cuDNN or, in float32, torch's choice."""
+    def choose(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+        if lengths is not None or q.dtype not in HALF:
+            return _sdpa(q, k, v, lengths)
+        return run(q, k, v) if k.shape[1] >= FEW_KEYS else _cudnn(q, k, v, None)
+    return choose
+
+
+def _fa4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out: Tensor = torch.ops.omnituner.fa4(q, k, v)[0]
+    return out
+
+
+def _of_package(name: str, run: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Backend:
+    """A package's kernel (half precision, no mask)."""
+    def checked(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+        if lengths is not None:
+            raise ConfigError(f"attention back end '{name}' cannot leave out keys by length here. Use {AUTO}.")
+        return run(q, k, v)
+    return checked
+
+
+def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     check_backend("flash_attn")
     from flash_attn import flash_attn_func
-    return flash_attn_func(q, k, v)
+    out: Tensor = flash_attn_func(q, k, v)
+    return out
+
+
+def _flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    check_backend("flash3")
+    from flash_attn_interface import flash_attn_func
+    found = flash_attn_func(q, k, v)
+    out: Tensor = found[0] if isinstance(found, tuple) else found  # its first versions return the denominators too
+    return out
+
+
+def _sage(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    check_backend("sageattn")
+    from sageattention import sageattn
+    out: Tensor = sageattn(q, k, v, tensor_layout="NHD")
+    return out
 
 
 BACKENDS: dict[str, Backend] = {
     "sdpa": _sdpa,
-    "math": _forced(SDPBackend.MATH),
+    "cudnn": _cudnn,
+    "fa4": _for_many_keys(_fa4),
+    "flash_attn": _of_package("flash_attn", _flash_attn),
+    "flash3": _of_package("flash3", _flash3),
     "efficient": _forced(SDPBackend.EFFICIENT_ATTENTION),
-    "cudnn": _forced(SDPBackend.CUDNN_ATTENTION),
-    "flash_attn": _flash_attn,
+    "math": _forced(SDPBackend.MATH),
+    "cudnn_fp8": _for_many_keys(attention_ops.attend_in_fp8),
+    "sageattn": _of_package("sageattn", _sage),
 }
 """Name → kernel. `B L N K` in and out."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from common.errors import ConditionError
 from wan.modules.attention import check_backend
+from wan.modules.attention_names import AUTO, plain_name
 from wan.modules.block import Attention, PassInputs, WanAttentionBlock
 from wan.modules.constants import Constants
 from wan.modules.embeddings import Float32Linear, ImageEmbedding, pad_text, timestep_sinusoid, unpatchify
@@ -76,8 +77,9 @@ class WanDiT(nn.Module):
         return self.patch_embedding.weight.device
 
     def set_attention(self, backend: str | None) -> None:
-        """Use the named back end in every attention; ConfigError when it is unknown or not installed."""
-        check_backend(backend or "sdpa")
+        """Use the named back end in every attention (None, auto: sdpa); ConfigError when it is not to be had."""
+        check_backend(backend or AUTO)
+        backend = None if backend in (None, AUTO) else plain_name(backend)
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = backend

@@ -70,6 +70,28 @@ def test_every_kind_of_value_is_read_from_the_command_line() -> None:
     assert (settings.network.network_args, settings.network.kind) == (["a=1", "b=2"], "double")
 
 
+class Sometimes(Section):
+    """Sometimes."""
+
+    compile: Literal["auto", "on", "off"] = flag("auto", "Make it fast.")
+    seed: int = flag(1, "Seed.")
+
+
+def test_on_and_off_may_be_given_as_a_switch_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, value in (([], "auto"), (["--compile"], "on"), (["--compile", "--seed", "3"], "on"),
+                         (["--compile", "off"], "off"), (["--no_compile"], "off"), (["--compile=auto"], "auto")):
+        assert parse(Sometimes, words, prog="t.py", description="T.").compile == value
+    file = tmp_path / "musubi.toml"
+    for text, value in (("true", "on"), ("false", "off"), ('"auto"', "auto")):
+        file.write_text(f"compile = {text}\n", encoding="utf-8")
+        assert parse(Sometimes, ["--config_file", str(file)], prog="t.py", description="T.").compile == value
+    with pytest.raises(ConfigError, match="'yes' is none of auto, on, off"):
+        parse(Sometimes, ["--compile", "yes"], prog="t.py", description="T.")
+    with pytest.raises(SystemExit):
+        parse(Sometimes, ["--help"], prog="t.py", description="T.")
+    assert "--compile [{auto,on,off}]" in capsys.readouterr().out
+
+
 def test_an_old_spelling_is_accepted() -> None:
     assert read("--dit", "x", "--model_task", "i2v-14B").task == "i2v-14B"
 

@@ -1,9 +1,12 @@
 """Products in float8: their error, their gradient, what they are made of. torch computes them on the CPU too."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from networks.layer import Dropouts, LoraLayer, Switch
 from tests.tiny_dit import tiny_dit, tiny_inputs, tiny_variant
 from wan.memory.fp8 import Fp8Linear, Fp8Settings, Quantised, dequantise, quantise, use_fp8_linears
 from wan.memory.fp8_compute import LARGEST, Fp8ProductLinear, quantise_rows
@@ -108,3 +111,37 @@ def test_sizes_that_do_not_suit_the_units_are_stored_only() -> None:
     dit = tiny_dit(tiny_variant(ffn_dim=40), dtype=torch.bfloat16)
     use_fp8_linears(dit, Fp8Settings(mode="tensor", computes=True))
     assert type(dit.blocks[0].ffn[0]) is Fp8Linear and type(dit.blocks[0].self_attn.q) is Fp8ProductLinear
+
+
+def test_a_lora_is_added_where_the_product_lies_with_the_same_numbers() -> None:
+    (_, fast), switch = pair(32, 48), Switch()
+    layer = LoraLayer(fast, switch, rank=4, alpha=2.0)
+    torch.nn.init.normal_(layer.lora_down.weight)
+    torch.nn.init.normal_(layer.lora_up.weight)
+    x = torch.randn(2, 5, 32, dtype=torch.bfloat16)
+    gradient = torch.randn(2, 5, 48, dtype=torch.bfloat16)
+
+    def run(forward: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        given = x.clone().requires_grad_()
+        out = forward(given)
+        return [out, *torch.autograd.grad(out, (given, *layer.parameters()), gradient)]
+
+    apart = run(lambda given: layer.added(given, fast(given)))
+    layer.attach()
+    together = run(fast)
+    for one, other in zip(together, apart, strict=True):
+        assert torch.equal(one, other)
+    switch.is_on = False
+    assert torch.equal(fast(x), fast.forward_with(x, None, None, 1.0))
+
+
+def test_module_dropout_is_drawn_once_beside_a_base_that_adds_itself() -> None:
+    fast = pair(16, 16)[1]
+    layer = LoraLayer(fast, Switch(), rank=2, alpha=2.0, dropouts=Dropouts(module=0.5)).train()
+    torch.nn.init.normal_(layer.lora_up.weight)
+    layer.attach()
+    x = torch.randn(3, 16, dtype=torch.bfloat16)
+    torch.manual_seed(1)
+    is_skipped = [torch.rand(()).item() < 0.5 for _ in range(20)]
+    torch.manual_seed(1)
+    assert [torch.equal(fast(x), fast.forward_with(x, None, None, 1.0)) for _ in range(20)] == is_skipped

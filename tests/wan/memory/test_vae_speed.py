@@ -144,6 +144,15 @@ def test_usual_speed_is_the_plain_path_off_cuda(caplog: pytest.LogCaptureFixture
     assert usual_speed("cuda:1", torch.float32, many=True) == VaeSpeed(tuned=True)
 
 
+def test_many_clips_in_half_precision_may_be_compiled_for_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wan.memory.vae_speed.COMPILES_MANY", True)
+    compiled = VaeSpeed(channels_last=True, tuned=True, compiled=True)
+    assert usual_speed("cuda", torch.bfloat16, many=True) == compiled
+    assert usual_speed("cuda", torch.bfloat16) == VaeSpeed(channels_last=True, fused=True)
+    assert usual_speed("cuda", torch.float32, many=True) == VaeSpeed(tuned=True)
+    assert usual_speed("cpu", torch.bfloat16, many=True) == VaeSpeed(1, 1)
+
+
 def test_kernels_are_tried_during_a_call_only() -> None:
     """The process's own setting comes back, also where the call fails."""
     vae, seen = speed_up(made(torch.float32, SMALL), VaeSpeed(tuned=True)), []
