@@ -36,7 +36,8 @@ class Part:
 
 
 PARTS = (
-    Part("vae", ("vae_speed", "--out", "{}", "--parts", "ceilings,encode,decode", "--ways", "0", "6"), 150, "--rounds"),
+    Part("vae", ("vae_speed", "--out", "{}", "--parts", "ceilings,encode,decode", "--only",
+                 "bf16 fused, tuned", "compiled, tuned", "fp32 plain"), 180, "--rounds"),
     Part("generation", ("generation_speed", "{}", "--parts", "forwards", "generations", "fast"), 260, "--repeats"),
     Part("caching", ("vae_speed", "--out", "{}", "--parts", "ceilings,end"), 150),
     Part("small card", ("small_card", "{}", "--rows", "0", "1", "3", "4"), 200, "--steps"),

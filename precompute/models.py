@@ -116,7 +116,7 @@ def _vae(files: ModelFiles) -> LazyModel:
         from wan.memory.vae_speed import speed_up, usual_speed
 
         vae = load_vae(_there(files.vae), dtype=dtype, device=files.device)
-        return speed_up(vae, usual_speed(files.device, dtype, compiled=files.vae_compile))
+        return speed_up(vae, usual_speed(files.device, dtype, compiled=files.vae_compile, many=True))
     return LazyModel(load, dtype=dtype)
 
 

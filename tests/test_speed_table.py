@@ -7,6 +7,8 @@ from typing import Any
 from benchmarks.dit_rows import GROUPS, ROWS, chosen
 from benchmarks.records import Records, lines_of
 from benchmarks.speed_table import GOALS, key_of, latest, table, with_estimates
+from benchmarks.vae_speed import WAYS, Bench, compare
+from wan.modules.vae_coders import VaeShape
 
 
 def measured(records: Records, name: str, seconds: float, gib: float) -> None:
@@ -61,3 +63,22 @@ def test_every_goal_of_the_dit_has_a_row_and_a_group_shares_its_model() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS)
     assert [ROWS[number].name for number in chosen(ROWS, ["0", "48 gb"])] == [
         ROWS[0].name, "t2v-14B 480x832x81: 48 GB, --memory auto, fp8 products"]
+
+
+def test_the_vae_rows_come_before_the_plain_path_and_are_compared_with_it(tmp_path: Path) -> None:
+    bench = Bench("cpu", (81, 480, 832), VaeShape(), 1, Records(tmp_path, commit="abc"), [])
+    bench.add(what="encode", way="bf16 fused, tuned", s=0.4, peak_gib=7.3)
+    bench.add(what="encode", way="bf16 compiled, tuned", failed="no compiler")
+    assert row_of(table(tmp_path), "VAE encode")[5:9] == ["0.400 s", "7.3", "", "yes"]
+    bench.add(what="encode", way="fp32 plain", s=1.6, peak_gib=7.6)
+    compare(bench, "encode")
+    assert row_of(table(tmp_path), "VAE encode")[5:9] == ["0.400 s", "7.3", "0.250", "yes"]
+    assert row_of(table(tmp_path), "VAE decode")[5] == "not measured"
+
+
+def test_tuned_ways_of_the_vae_come_before_untuned_ones_of_the_same_forms() -> None:
+    """What was guessed first in a process would not be tried any more."""
+    for dtype in {way.dtype for way in WAYS}:
+        tuned = [way.speed.tuned for way in WAYS
+                 if way.dtype is dtype and way.speed and (way.speed.fused or way.speed.channels_last)]
+        assert tuned == sorted(tuned, reverse=True) and set(tuned) == {True, False}

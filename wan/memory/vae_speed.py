@@ -4,7 +4,8 @@ Chunks are exact: every layer remembers the frames that it looks back at, so tha
 same numbers but for the order of sums. Measured on an H200: docs/performance.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 import time
 
@@ -13,11 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from common.logs import get_logger
+from wan.memory.vae_fused import FusedChunks, why_not_fused
 from wan.modules.vae import Task, Vae
 from wan.modules.vae_coders import VaeShape
 from wan.modules.vae_layers import CausalConv3d, Downsample, PastFrames
 
 log = get_logger(__name__)
+
+Chunked = Callable[[Tensor, PastFrames], Tensor]
+"""What encodes or decodes a chunk."""
 
 ENCODE_LATENTS, DECODE_LATENTS = 4, 5
 """Latent frames of a call: 16 frames in, 20 frames out. More gains nothing on an H200 and takes memory."""
@@ -28,6 +33,8 @@ MAX_ELEMENTS = 2**31 - 1
 """Convolutions of larger channels-last tensors fall on a path that is many times slower."""
 BUDGET = 0.5
 """Share of the free memory that a call may take."""
+COMPILES_MANY = False
+"""Whether many clips in half precision are compiled for unasked, instead of run in fused passes."""
 SHAPES = 64
 """Forms of chunks that are compiled in one process before torch gives up: two or three for each size."""
 
@@ -42,14 +49,22 @@ class VaeSpeed:
     """Most latent frames that one call decodes after the first."""
     channels_last: bool = False
     """Weights and activations with the channels innermost, as tensor cores want them."""
+    fused: bool = False
+    """One pass between two convolutions instead of five (`vae_fused`); implies channels last. Nothing is compiled for
+    a size. Where gradients are wanted the plain path runs. Without effect where `compiled`."""
+    tuned: bool = False
+    """Let cuDNN try its kernels for each form of a convolution: seconds for each size of clips, once. Which one wins
+    may differ from run to run, and with it the rounding. torch keeps one plan for a form as long as the process runs,
+    so that one that ran untuned before is not tried any more, and one that was tried stays so."""
     compiled: bool = False
     """Compile encoder and decoder, once for each form of a chunk: a minute or more at first, then faster."""
     budget_bytes: int | None = None
     """Memory that a call may take; None: half of what is free when a size is first met."""
 
 
-def usual_speed(device: torch.device | str, dtype: torch.dtype, *, compiled: bool = False) -> VaeSpeed:
-    """What is known to be fast there; off CUDA the plain path.
+def usual_speed(device: torch.device | str, dtype: torch.dtype, *, compiled: bool = False, many: bool = False
+                ) -> VaeSpeed:
+    """What is known to be fast there; off CUDA the plain path. `many`: clips are to come that repay cuDNN's trials.
 
     On a CPU longer chunks took from 0.5 to 1.5 times as long, by size, and as long at the released width and 64x96;
     short ones take less memory and give the numbers that earlier caches hold.
@@ -59,7 +74,9 @@ def usual_speed(device: torch.device | str, dtype: torch.dtype, *, compiled: boo
         log.info("the VAE is not compiled: that is worth its time on CUDA only, and it runs on %s", device)
     if not on_cuda:
         return VaeSpeed(1, 1)
-    return VaeSpeed(channels_last=dtype in (torch.bfloat16, torch.float16), compiled=compiled)
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    compiled = compiled or (COMPILES_MANY and many and is_half)
+    return VaeSpeed(channels_last=is_half, fused=is_half and not compiled, tuned=many or compiled, compiled=compiled)
 
 
 def speed_up(vae: Vae, speed: VaeSpeed | None = None) -> Vae:
@@ -70,8 +87,13 @@ def speed_up(vae: Vae, speed: VaeSpeed | None = None) -> Vae:
     speed = usual_speed(vae.device, vae.dtype) if speed is None else speed
     slow_down(vae)
     vae.chunk_latents = _Chunks(vae, speed)  # type: ignore[method-assign]
-    if speed.channels_last:
+    if speed.channels_last or speed.fused:
         use_channels_last(vae)
+    if speed.fused and not speed.compiled and _can_fuse(vae):
+        chunks = FusedChunks(vae)
+        vae.encode_chunk = _without_gradients(chunks.encode, vae.encode_chunk)  # type: ignore[method-assign, assignment]
+        vae.decode_chunk = _without_gradients(chunks.decode, vae.decode_chunk)  # type: ignore[method-assign, assignment]
+    elif speed.channels_last or speed.fused:
         vae.encode_chunk = _channels_last(vae.encode_chunk)  # type: ignore[method-assign, assignment]
         vae.decode_chunk = _channels_last(vae.decode_chunk)  # type: ignore[method-assign, assignment]
     if speed.compiled:
@@ -80,6 +102,9 @@ def speed_up(vae: Vae, speed: VaeSpeed | None = None) -> Vae:
             vae.encode_chunk, layers_with_past(vae.encoder), memory_format=form)
         vae.decode_chunk = CompiledChunk(  # type: ignore[method-assign, assignment]
             vae.decode_chunk, layers_with_past(vae.decoder), memory_format=form)
+    if speed.tuned:
+        vae.encode_chunk = _tuned(vae.encode_chunk)  # type: ignore[method-assign, assignment]
+        vae.decode_chunk = _tuned(vae.decode_chunk)  # type: ignore[method-assign, assignment]
     return vae
 
 
@@ -114,7 +139,7 @@ class CompiledChunk:
     Where compiling fails, a warning says why and the chunk runs as it is.
     """
 
-    def __init__(self, run: Callable[[Tensor, PastFrames], Tensor], layers: tuple[nn.Module, ...], *,
+    def __init__(self, run: Chunked, layers: tuple[nn.Module, ...], *,
                  memory_format: torch.memory_format, backend: str = "inductor") -> None:
         self._run, self._layers, self._format = run, layers, memory_format
         self._shapes: set[tuple[tuple[int, ...], bool]] = set()
@@ -188,7 +213,43 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def _channels_last(run: Callable[[Tensor, PastFrames], Tensor]) -> Callable[[Tensor, PastFrames], Tensor]:
+def _channels_last(run: Chunked) -> Chunked:
     def with_channels_last(chunk: Tensor, past: PastFrames) -> Tensor:
         return run(chunk.contiguous(memory_format=torch.channels_last_3d), past)
     return with_channels_last
+
+
+def _can_fuse(vae: Vae) -> bool:
+    """Tells why not, where the kernel cannot be had; off CUDA its form in torch runs, for tests."""
+    reason = why_not_fused(vae) if vae.device.type == "cuda" else ""
+    if reason:
+        log.warning("the VAE runs without its fused passes, and slower: %s", reason)
+    return not reason
+
+
+def _without_gradients(run: Chunked, plain: Chunked) -> Chunked:
+    """`run` writes over what gradients would need: where they are wanted, `plain` runs."""
+    def with_choice(chunk: Tensor, past: PastFrames) -> Tensor:
+        if torch.is_grad_enabled() and chunk.requires_grad:
+            return plain(chunk, past)
+        with torch.no_grad():
+            return run(chunk, past)
+    return with_choice
+
+
+@contextmanager
+def kernels_tried() -> Iterator[None]:
+    """cuDNN tries its kernels for forms of convolutions that are new to the process."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _tuned(run: Chunked) -> Chunked:
+    def with_trials(chunk: Tensor, past: PastFrames) -> Tensor:
+        with kernels_tried():
+            return run(chunk, past)
+    return with_trials

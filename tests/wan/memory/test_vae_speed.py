@@ -138,8 +138,31 @@ def test_usual_speed_is_the_plain_path_off_cuda(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO):
         assert usual_speed("cpu", torch.bfloat16, compiled=True) == VaeSpeed(1, 1)
     assert "not compiled" in caplog.text
-    assert usual_speed("cuda", torch.bfloat16, compiled=True) == VaeSpeed(channels_last=True, compiled=True)
-    assert not usual_speed("cuda:1", torch.float32).channels_last
+    assert usual_speed("cuda", torch.bfloat16) == VaeSpeed(channels_last=True, fused=True)
+    assert usual_speed("cuda", torch.bfloat16, many=True) == VaeSpeed(channels_last=True, fused=True, tuned=True)
+    assert usual_speed("cuda", torch.bfloat16, compiled=True) == VaeSpeed(channels_last=True, tuned=True, compiled=True)
+    assert usual_speed("cuda:1", torch.float32, many=True) == VaeSpeed(tuned=True)
+
+
+def test_many_clips_in_half_precision_may_be_compiled_for_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wan.memory.vae_speed.COMPILES_MANY", True)
+    compiled = VaeSpeed(channels_last=True, tuned=True, compiled=True)
+    assert usual_speed("cuda", torch.bfloat16, many=True) == compiled
+    assert usual_speed("cuda", torch.bfloat16) == VaeSpeed(channels_last=True, fused=True)
+    assert usual_speed("cuda", torch.float32, many=True) == VaeSpeed(tuned=True)
+    assert usual_speed("cpu", torch.bfloat16, many=True) == VaeSpeed(1, 1)
+
+
+def test_kernels_are_tried_during_a_call_only() -> None:
+    """The process's own setting comes back, also where the call fails."""
+    vae, seen = speed_up(made(torch.float32, SMALL), VaeSpeed(tuned=True)), []
+    assert torch.backends.cudnn.benchmark is False
+    vae.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    vae.encode(light_input("tuned", (1, 3, 1, 8, 8)))
+    assert seen == [True] and torch.backends.cudnn.benchmark is False
+    with pytest.raises(RuntimeError):
+        vae.encode_chunk(torch.zeros(1, 5, 1, 8, 8), PastFrames())
+    assert torch.backends.cudnn.benchmark is False
 
 
 def test_levels_are_spread_as_the_whole_clip_would_be() -> None:
