@@ -13,6 +13,7 @@ row says. Each process measures the machine's ceilings. Lines go to RESULTS/spee
 
 import argparse
 from dataclasses import asdict, replace
+import itertools
 import math
 import os
 from pathlib import Path
@@ -64,21 +65,23 @@ class Bench:
         attach(config, dit)
         if row.kind == "forward":
             self.trial.network.detach()
-        blocks, seconds, losses = range(self.variant.layers), [], []
+        blocks, losses = range(self.variant.layers), []
         inputs = random_inputs(self.variant, row.grid, self.where)
         for number in range(WARM_UPS + row.steps):
-            if number == WARM_UPS and self.where.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            finish(self.where)
-            started = time.perf_counter()
+            if number == WARM_UPS:
+                finish(self.where)
+                if self.where.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                marks = [self._mark()]
             if row.kind == "forward":
                 self.trial.forward(inputs, blocks)
             else:
                 self.trial.bucket.clear()
                 self.trial.forward_backward(inputs, blocks)
                 losses.append(self._optimise())
-            finish(self.where)
-            seconds.append(time.perf_counter() - started)
+            if number >= WARM_UPS:
+                marks.append(self._mark())
+        seconds = self._between(marks)
         assert all(map(math.isfinite, losses)), f"the losses are no numbers: {losses}"
         peaks = {}
         if self.where.type == "cuda":
@@ -86,11 +89,28 @@ class Bench:
                      "reserved_gib": torch.cuda.max_memory_reserved() / GIB}
         counters = torch._dynamo.utils.counters
         card = config.small_card
-        return {"seconds": median(seconds[WARM_UPS:]), "all_s": seconds, "losses": losses, **peaks,
+        return {"seconds": median(seconds), "all_s": seconds, "losses": losses, **peaks,
                 "graphs": counters["stats"].get("unique_graphs", 0),
                 "graph_breaks": sum(counters["graph_break"].values()), "fell_back": self._fell_back(),
                 "settings": {"activations": config.speed.memory, "swapped": card.blocks_to_swap,
                              "offloads": card.gradient_checkpointing_cpu_offload, "rank": self.rank}}
+
+    def _mark(self) -> Any:
+        """This moment in the device's own order: steps follow each other as in training, with no wait in between."""
+        import torch
+
+        if self.where.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, marks: list[Any]) -> list[float]:
+        """Seconds from each mark to the next."""
+        finish(self.where)
+        if self.where.type != "cuda":
+            return [after - before for before, after in itertools.pairwise(marks)]
+        return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(marks)]
 
     def reset(self) -> None:
         """Undo what a row put on: nothing is swapped, compiled, limited or detached."""

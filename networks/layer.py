@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F  # noqa: N812
 
 from common.errors import NetworkFileError
+from common.low_rank import add_low_rank
 from networks.entry import Entry
 
 
@@ -211,9 +212,10 @@ class LoraLayer(Layer):
         up = self.lora_up.weight.to(x.dtype)
         if base.dtype != low.dtype:
             return base + (F.linear(low, up) * scale).to(base.dtype)
-        # One kernel: no second tensor of the output's size, and one rounding.
-        flat = torch.addmm(base.reshape(-1, base.shape[-1]), low.reshape(-1, self.rank), up.T, alpha=scale)
-        return flat.view_as(base)
+        flat, low = base.reshape(-1, base.shape[-1]), low.reshape(-1, self.rank)
+        # No second tensor of the output's size, and one rounding.
+        total = add_low_rank(flat, low, up, scale) if base.is_cuda else torch.addmm(flat, low, up.T, alpha=scale)
+        return total.view_as(base)
 
     def low(self, x: Float[Tensor, "*B I"]) -> tuple[Float[Tensor, "*B r"], float]:
         """What `up` is given, after dropouts, and what its result is to be multiplied by."""

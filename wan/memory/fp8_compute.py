@@ -12,6 +12,7 @@ from jaxtyping import Float
 import torch
 from torch import Tensor, nn
 
+from common.low_rank import add_low_rank_in_place, low_rank_gradients
 from wan.memory.fp8 import FP8_DTYPES, Fp8Linear, Fp8Settings, Quantised, dequantise, quantise
 
 E4M3 = FP8_DTYPES[0]
@@ -37,11 +38,11 @@ def fp8_product(rows: Tensor, row_scale: Tensor, values: Tensor, scale: Tensor, 
     The low-rank part is added where the product lies: no second tensor of its size is written or read.
     """
     columns = scale.reshape(1, 1).expand(1, values.shape[0]).contiguous()
-    result = torch._scaled_mm(rows.contiguous(), values.t(), scale_a=row_scale, scale_b=columns, bias=bias, out_dtype=dtype,
-                              use_fast_accum=True)
+    result = torch._scaled_mm(rows.contiguous(), values.t(), scale_a=row_scale, scale_b=columns, bias=bias,
+                              out_dtype=dtype, use_fast_accum=True)
     if low_rank:
         low, up = low_rank
-        result.addmm_(low, up.t(), alpha=strength)
+        add_low_rank_in_place(result, low, up, strength)
     return result
 
 
@@ -77,8 +78,7 @@ class _Product(torch.autograd.Function):
             # The same numbers, laid out as the units want their second factor.
             of_x = scaled_product(gradient, values.t().contiguous(), scale)
         if low is not None:
-            of_low = gradient @ up * ctx.strength
-            of_up = gradient.t() @ low * ctx.strength
+            of_low, of_up = low_rank_gradients(gradient, low, up, ctx.strength)
         return of_x, None, None, None, of_low, of_up, None
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from common.errors import ConfigError, raise_all
+import common.low_rank  # noqa: F401 - its operator is one of the products
 import wan.memory.fp8_compute  # noqa: F401 - its operator is one of the products
 from wan.memory.policy_names import POLICIES, Policy, policies_of, policy_problems
 import wan.modules.attention_ops  # noqa: F401 - its operator is one of the attentions
@@ -73,6 +74,8 @@ def _output_width(op: Any, args: Sequence[Any]) -> int:
     """Channels of a product's output: the last axis of its second factor, or the rows of a float8 weight."""
     if op is torch.ops.omnituner.fp8_product.default:
         return int(args[2].shape[0])
+    if op is torch.ops.omnituner.add_low_rank.default:
+        return int(args[0].shape[-1])
     second = args[2] if op is torch.ops.aten.addmm.default else args[1]
     return int(second.shape[-1])
 
@@ -80,7 +83,8 @@ def _output_width(op: Any, args: Sequence[Any]) -> int:
 @functools.cache
 def _products() -> frozenset[Any]:
     aten = torch.ops.aten
-    return frozenset({aten.mm.default, aten.addmm.default, torch.ops.omnituner.fp8_product.default})
+    return frozenset({aten.mm.default, aten.addmm.default, torch.ops.omnituner.fp8_product.default,
+                      torch.ops.omnituner.add_low_rank.default})
 
 
 @functools.cache

@@ -1,0 +1,72 @@
+"""base + strength · low upᵀ without a second tensor of the base's size: the part of a LoRA at a layer's output.
+
+torch's own `addmm` copies the base first (seen in profiles on an H200), which costs as much as the sum itself. On CUDA
+one kernel reads the base, adds, and writes; elsewhere `addmm` does it. Rounded once in either case.
+"""
+
+import functools
+from importlib.util import find_spec
+from typing import Any
+
+from jaxtyping import Float
+import torch
+from torch import Tensor
+
+LARGEST_RANK = 256
+"""Ranks above are left to `addmm`: the product is no longer small beside the reading."""
+HALF = (torch.bfloat16, torch.float16)
+
+
+@torch.library.custom_op("omnituner::add_low_rank", mutates_args=())
+def add_low_rank(base: Tensor, low: Tensor, up: Tensor, strength: float) -> Tensor:
+    """base + strength · low upᵀ of `M O`, `M r`, `O r`, in a new tensor."""
+    if _has_kernel(base, low):
+        return _kernel().add(base, low, up, strength, torch.empty_like(base))
+    return torch.addmm(base, low, up.t(), alpha=strength)
+
+
+@add_low_rank.register_fake
+def _(base: Tensor, low: Tensor, up: Tensor, strength: float) -> Tensor:
+    return torch.empty_like(base)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor) -> None:
+    _, low, up, ctx.strength = inputs
+    ctx.save_for_backward(low, up)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    low, up = ctx.saved_tensors
+    return gradient, *low_rank_gradients(gradient, low, up, ctx.strength), None
+
+
+add_low_rank.register_autograd(_backward, setup_context=_keep)
+
+
+def low_rank_gradients(gradient: Float[Tensor, "M O"], low: Float[Tensor, "M r"], up: Float[Tensor, "O r"],
+                       strength: float) -> tuple[Float[Tensor, "M r"], Float[Tensor, "O r"]]:
+    """Gradients of `low` and `up`."""
+    return gradient @ up * strength, gradient.t() @ low * strength
+
+
+def add_low_rank_in_place(base: Float[Tensor, "M O"], low: Float[Tensor, "M r"], up: Float[Tensor, "O r"],
+                          strength: float) -> None:
+    """base += strength · low upᵀ; autograd does not see it."""
+    if _has_kernel(base, low):
+        _kernel().add(base, low, up, strength, base)
+    else:
+        base.addmm_(low, up.t(), alpha=strength)
+
+
+def _has_kernel(base: Tensor, low: Tensor) -> bool:
+    return (base.is_cuda and base.dtype in HALF and low.dtype == base.dtype and base.is_contiguous()
+            and low.shape[1] <= LARGEST_RANK and _kernel() is not None)
+
+
+@functools.cache
+def _kernel() -> Any:
+    """The module of the kernel; None where Triton is not installed (Windows, builds without CUDA)."""
+    if find_spec("triton") is None:
+        return None
+    from common import low_rank_triton
+    return low_rank_triton

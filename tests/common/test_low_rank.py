@@ -1,0 +1,65 @@
+"""The low-rank sum as one operator, and its kernel under Triton's interpreter (on a GPU: itself)."""
+
+from importlib.util import find_spec
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from common.low_rank import add_low_rank, add_low_rank_in_place
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = [(70, 200, 32), (64, 128, 4), (3, 257, 20), (130, 16, 64)]
+
+
+def test_the_operator_is_the_sum_with_its_gradients() -> None:
+    torch.manual_seed(0)
+    base, low, up = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((5, 7), (5, 3), (7, 3)))
+    found, right = add_low_rank(base, low, up, 0.5), base + 0.5 * low @ up.T
+    torch.testing.assert_close(found, right)
+    gradient = torch.randn_like(right)
+    for one, other in zip(torch.autograd.grad(found, (base, low, up), gradient),
+                          torch.autograd.grad(right, (base, low, up), gradient), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.library.opcheck(add_low_rank, (base, low, up, 0.5))
+
+
+def test_in_place_is_the_same() -> None:
+    base, low, up = torch.randn(5, 7), torch.randn(5, 3), torch.randn(7, 3)
+    expected = add_low_rank(base, low, up, 2.0)
+    add_low_rank_in_place(base, low, up, 2.0)
+    assert torch.equal(base, expected)
+
+
+def kernel_equals_torch(device: str, dtype: torch.dtype) -> None:
+    """Imported by the test below into a process of its own."""
+    from common.low_rank_triton import add
+
+    torch.manual_seed(0)
+    for rows, columns, rank in SIZES:
+        base, low, up = (torch.randn(size, device=device, dtype=dtype)
+                         for size in ((rows, columns), (rows, rank), (columns, rank)))
+        right = (base.double() + 0.25 * low.double() @ up.double().T)
+        out = add(base, low, up, 0.25, torch.empty_like(base))
+        error = (out.double() - right).abs()
+        assert (error <= torch.finfo(dtype).eps * right.abs() + 1e-4).all(), (rows, columns, rank, float(error.max()))
+        assert torch.equal(add(base, low, up, 0.25, base), out)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_kernel_does_what_torch_does() -> None:
+    kernel_equals_torch("cuda", torch.bfloat16)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which torch brings along for CUDA only")
+def test_the_kernel_does_what_torch_does_under_the_interpreter(tmp_path: Path) -> None:
+    # In a process of its own: Triton asks once, when it is imported, whether to interpret. Its products of bfloat16
+    # are wrong there (numpy has no such numbers).
+    code = ("import torch; from tests.common.test_low_rank import kernel_equals_torch; "
+            "kernel_equals_torch('cpu', torch.float16)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
