@@ -105,6 +105,9 @@ GROUPS: tuple[tuple[Row, ...], ...] = (
               offloads=True, steps=3, seconds=25),
         named(T2V, "cuDNN, fp8 products", kind="forward", activations="none", goal="forward", seconds=45),
     ), (
+        named(SMALL, "FA4, fp8 products, nothing recomputed", activations="none", attention="fa4", fp8="computes",
+              goal="1.3B", seconds=60),
+    ), (
         named(SMALL, "FA4, nothing recomputed", activations="none", attention="fa4", goal="1.3B", seconds=60),
         named(SMALL, "cuDNN, nothing recomputed", activations="none", goal="1.3B", seconds=60),
         named(SMALL, "plain path", compiled=False, is_plain=True, steps=3, seconds=20),

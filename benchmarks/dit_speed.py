@@ -67,20 +67,19 @@ class Bench:
             self.trial.network.detach()
         blocks, losses = range(self.variant.layers), []
         inputs = random_inputs(self.variant, row.grid, self.where)
+        marks, warm = [self._mark()], []
         for number in range(WARM_UPS + row.steps):
             if number == WARM_UPS:
-                finish(self.where)
+                warm, marks = self._between(marks), [self._mark()]
                 if self.where.type == "cuda":
                     torch.cuda.reset_peak_memory_stats()
-                marks = [self._mark()]
             if row.kind == "forward":
                 self.trial.forward(inputs, blocks)
             else:
                 self.trial.bucket.clear()
                 self.trial.forward_backward(inputs, blocks)
                 losses.append(self._optimise())
-            if number >= WARM_UPS:
-                marks.append(self._mark())
+            marks.append(self._mark())
         seconds = self._between(marks)
         assert all(map(math.isfinite, losses)), f"the losses are no numbers: {losses}"
         peaks = {}
@@ -89,7 +88,7 @@ class Bench:
                      "reserved_gib": torch.cuda.max_memory_reserved() / GIB}
         counters = torch._dynamo.utils.counters
         card = config.small_card
-        return {"seconds": median(seconds), "all_s": seconds, "losses": losses, **peaks,
+        return {"seconds": median(seconds), "all_s": [*warm, *seconds], "losses": losses, **peaks,
                 "graphs": counters["stats"].get("unique_graphs", 0),
                 "graph_breaks": sum(counters["graph_break"].values()), "fell_back": self._fell_back(),
                 "settings": {"activations": config.speed.memory, "swapped": card.blocks_to_swap,

@@ -259,7 +259,7 @@ def make_fast(bench: Bench) -> None:
         linear.bias = bias
     dit.requires_grad_(False)
     run_blocks(dit, ["none"] * len(dit.blocks), compiled=True, backend="inductor" if on_gpu else "aot_eager")
-    bench.vae = speed_up(bench.vae, VaeSpeed(channels_last=on_gpu, compiled=on_gpu))
+    bench.vae = speed_up(bench.vae, VaeSpeed(channels_last=on_gpu, fused=on_gpu, tuned=on_gpu))
 
 
 def cached_steps(bench: Bench) -> Iterator[Callable[[], Row]]:

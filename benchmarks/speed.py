@@ -42,7 +42,7 @@ PARTS = (
     Part("caching", ("vae_speed", "--out", "{}", "--parts", "ceilings,end"), 150),
     Part("small card", ("small_card", "{}", "--rows", "0", "1", "3", "4"), 200, "--steps"),
 )
-BEFORE_PLAIN = 3
+BEFORE_PLAIN = 4
 """Groups of the DiT's rows that come before the other parts; the plain paths come after them."""
 
 
