@@ -43,7 +43,7 @@ class Bench:
         from wan.memory.fp8 import Fp8Settings
         from wan.variants import Variant
 
-        self.where, self.rank = torch.device(device), rank
+        self.where, self.rank = torch.device("cuda:0" if device == "cuda" else device), rank
         self.variant = Variant(out_channels=16, **SIZES[first.task])
         fp8 = {"": None, "stores": Fp8Settings(), "computes": Fp8Settings(mode="tensor", computes=True)}[first.fp8]
         recipe = Recipe(variant=self.variant, dtype=torch.bfloat16, is_gpu=self.where.type == "cuda", fp8=fp8,

@@ -8,28 +8,24 @@ import numpy as np
 
 from benchmarks.gate.variants import REFERENCE, VARIANTS
 from benchmarks.gate.verdict import Runs
-from common.plots import save_figure
+from common.plots import draw
 
 COLOURS = dict(zip(VARIANTS, ("0.6", "black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple",
                               "tab:brown", "tab:pink"), strict=False))
 WINDOW = 25
 """Steps of the moving average that is drawn."""
+DPI = 110
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def draw_losses(runs: Runs, path: Path) -> None:
     """A column a seed: training loss (moving average), held-out loss, and how far each is from the reference's."""
+    size = (4.2 * len(runs[REFERENCE]) + 1.5, 7.5)
+    draw(lambda figure: _paint_losses(figure, runs), path, size=size, dpi=DPI, layout="constrained")
+
+
+def _paint_losses(figure: Any, runs: Runs) -> None:
     seeds = [*runs[REFERENCE]]
-    figure = _figure(4.2 * len(seeds) + 1.5, 7.5)
     grid = figure.subplots(3, len(seeds), squeeze=False, sharex=True, sharey="row")
     for column, seed in enumerate(seeds):
         reference = _smooth(runs[REFERENCE][seed]["losses"])
@@ -49,7 +45,6 @@ def draw_losses(runs: Runs, path: Path) -> None:
     for row, label in enumerate((f"training loss ({WINDOW} steps)", "held-out loss", f"% from {REFERENCE}")):
         grid[row, 0].set_ylabel(label)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
-    save_figure(figure, path, dpi=110)
 
 
 def _smooth(losses: Sequence[float]) -> np.ndarray:
@@ -63,9 +58,13 @@ def draw_gradients(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     panels = list(dict.fromkeys((line["model"], line["when"]) for line in whole))
     if not panels:
         return
+    draw(lambda figure: _paint_gradients(figure, panels, whole), path, size=(4.6 * len(panels) + 0.5, 4.2), dpi=DPI,
+         layout="constrained")
+
+
+def _paint_gradients(figure: Any, panels: Sequence[tuple[str, str]], whole: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
-    figure = _figure(4.6 * len(panels) + 0.5, 4.2)
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     grid[0].set(ylabel="error of the LoRA gradient (%)", yscale="log")
     grid[0].yaxis.set_major_locator(FixedLocator(TICKS))
@@ -82,4 +81,3 @@ def draw_gradients(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", linewidth=0.3)
         axes.legend(fontsize="x-small")
-    save_figure(figure, path, dpi=110)

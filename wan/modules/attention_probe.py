@@ -30,14 +30,14 @@ class ChosenAttention:
     """For people: what was chosen, why, and how fast it is here."""
 
 
-def choose_attention(name: str | None, device: torch.device, dtype: torch.dtype, *, heads: int, head_dim: int,
-                     trains: bool) -> ChosenAttention:
+def choose_attention(name: str | None, device: torch.device | str, dtype: torch.dtype, *, heads: int,
+                     head_dim: int, trains: bool) -> ChosenAttention:
     """The back end that `name` (None: auto) comes to on `device`, after a small trial of it there.
 
     Raises ConfigError where a back end that was asked for is missing, cannot train, or computes wrongly here; `auto`
     falls back to torch's own choice and says why.
     """
-    asked = plain_name(name or AUTO)
+    asked, device = plain_name(name or AUTO), torch.device(device)
     check_backend(asked)
     if trains and asked in ONLY_FORWARD:
         raise ConfigError(f"attention back end '{asked}' has no backward pass, so it cannot train; it can generate. "

@@ -206,7 +206,8 @@ class WanDiT(nn.Module):
             added = state.added_patches(latents, forward)
             if added is not None:
                 patches = patches + checked(added, patches, state, "added_patches")
-        tokens = rearrange(patches, "b d f h w -> b (f h w) d")
+        # Laid out like every block's tokens: one graph serves, and what is copied out and back comes back alike.
+        tokens = rearrange(patches, "b d f h w -> b (f h w) d").contiguous()
         for state in points.after_patch_embedding:
             changed = state.after_patch_embedding(tokens, forward)
             tokens = checked(changed, tokens, state, "after_patch_embedding")
