@@ -110,7 +110,7 @@ class BlockRunner:
 
     def _part(self, name: str, policy: Policy) -> Callable[..., Tensor]:
         if (name, policy) not in self._parts:
-            part = kept_by(_PARTS[name], policy, has_dropout=self.has_dropout)
+            part = kept_by(_PARTS[name], policy, has_dropout=self.has_dropout, is_traced=self._compile is not None)
             self._parts[name, policy] = part if self._compile is None else _CompiledOrNot(
                 self._compile(part), part, self.graphs)
         return self._parts[name, policy]
