@@ -26,6 +26,7 @@ from typing import Any, cast
 
 from benchmarks.dit_rows import GIB, GROUPS, ROWS, SIZES, Row, chosen, tiny
 from benchmarks.records import Records, finish, lines_of
+from benchmarks.step_profile import profile_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UPS = 2
@@ -36,7 +37,8 @@ STARTUP = 20
 class Bench:
     """The model of a group with its LoRA and optimiser, and the rows on it."""
 
-    def __init__(self, first: Row, *, device: str, rank: int) -> None:
+    def __init__(self, first: Row, *, device: str, rank: int, profiles: Path | None = None) -> None:
+        """`profiles`: where a page a row goes that says what its time went to; None: no such pages."""
         import torch
 
         from training.estimating.trial import Recipe, Trial, empty_dit
@@ -44,6 +46,7 @@ class Bench:
         from wan.variants import Variant
 
         self.where, self.rank = torch.device("cuda:0" if device == "cuda" else device), rank
+        self.profiles = profiles
         self.variant = Variant(out_channels=16, **SIZES[first.task])
         fp8 = {"": None, "stores": Fp8Settings(), "computes": Fp8Settings(mode="tensor", computes=True)}[first.fp8]
         recipe = Recipe(variant=self.variant, dtype=torch.bfloat16, is_gpu=self.where.type == "cuda", fp8=fp8,
@@ -73,12 +76,7 @@ class Bench:
                 warm, marks = self._between(marks), [self._mark()]
                 if self.where.type == "cuda":
                     torch.cuda.reset_peak_memory_stats()
-            if row.kind == "forward":
-                self.trial.forward(inputs, blocks)
-            else:
-                self.trial.bucket.clear()
-                self.trial.forward_backward(inputs, blocks)
-                losses.append(self._optimise())
+            losses += self._step(row, inputs, blocks)
             marks.append(self._mark())
         seconds = self._between(marks)
         assert all(map(math.isfinite, losses)), f"the losses are no numbers: {losses}"
@@ -88,11 +86,23 @@ class Bench:
                      "reserved_gib": torch.cuda.max_memory_reserved() / GIB}
         counters = torch._dynamo.utils.counters
         card = config.small_card
+        if self.profiles is not None and self.where.type == "cuda":
+            peaks["profile"] = profile_steps(lambda: self._step(row, inputs, blocks),
+                                             self.profiles, row.name)
         return {"seconds": median(seconds), "all_s": [*warm, *seconds], "losses": losses, **peaks,
                 "graphs": counters["stats"].get("unique_graphs", 0),
                 "graph_breaks": sum(counters["graph_break"].values()), "fell_back": self._fell_back(),
                 "settings": {"activations": config.speed.memory, "swapped": card.blocks_to_swap,
                              "offloads": card.gradient_checkpointing_cpu_offload, "rank": self.rank}}
+
+    def _step(self, row: Row, inputs: Any, blocks: Any) -> list[float]:
+        """One step, or one forward; its loss where there is one."""
+        if row.kind == "forward":
+            self.trial.forward(inputs, blocks)
+            return []
+        self.trial.bucket.clear()
+        self.trial.forward_backward(inputs, blocks)
+        return [self._optimise()]
 
     def _mark(self) -> Any:
         """This moment in the device's own order: steps follow each other as in training, with no wait in between."""
@@ -249,7 +259,8 @@ def run_here(numbers: list[int], given: argparse.Namespace) -> int:
         facts = {"row": row.name, "number": number, "asked": asdict(measured), "is_tiny": given.tiny}
         try:
             if bench is None:
-                bench = Bench(measured, device=device, rank=4 if given.tiny else 32)
+                bench = Bench(measured, device=device, rank=4 if given.tiny else 32,
+                              profiles=given.results if given.profile else None)
                 print(f"  model after {time.monotonic() - started:.1f} s", flush=True)
                 bench.reset()
             records.add("dit", **facts, **bench.measure(measured))
@@ -300,6 +311,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="small sizes on the CPU")
     parser.add_argument("--steps", type=int, help="measured steps, in place of each row's own number")
     parser.add_argument("--deadline", type=float, default=1e9, help="begin no row that would end after so many seconds")
+    parser.add_argument("--profile", action="store_true", help="a page a row: kernels, idle time, longest gaps")
     parser.add_argument("--commit", help="of what is measured, where the tree came without its history")
     parser.add_argument("--until", type=float, default=float("inf"), help=argparse.SUPPRESS)
     parser.add_argument("--here", type=int, nargs="+", help=argparse.SUPPRESS)
@@ -310,7 +322,7 @@ def main() -> int:
     if given.here is not None:
         return run_here(given.here, given)
     more = [*(["--tiny"] if given.tiny else []), *(["--steps", str(given.steps)] if given.steps else []),
-            *(["--commit", given.commit] if given.commit else [])]
+            *(["--commit", given.commit] if given.commit else []), *(["--profile"] if given.profile else [])]
     run_rows(chosen(ROWS, given.only), given.results, more, time.time() + given.deadline)
     print(table(given.results))
     return 0

@@ -16,7 +16,7 @@ size's second step, no graph breaks. A line a row is appended to RESULTS_DIR/idl
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 import json
@@ -38,14 +38,13 @@ import torch  # noqa: E402
 from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
 
 from benchmarks.random_weights import SIZES, random_tensor  # noqa: E402
+from benchmarks.step_profile import device_intervals, idle_of  # noqa: E402
 
 WARM, PROFILED, WATCHED = 14, 16, 8
 """Steps before anything is measured, under the profiler, and with its calls watched."""
 CLIPS = 7
 """Of each size: an epoch ends in the warm-up, one under the profiler and one while calls are watched."""
 IDLE_GOAL = 0.02
-GAPS = 5
-"""Longest gaps that are told."""
 STATES, WIDTH = 13, 768
 """Of wav2vec2-base."""
 FPS = 25
@@ -165,10 +164,7 @@ class Watch:
 
     def _read(self) -> None:
         try:
-            for event in self._profiler.profiler.kineto_results.events():
-                if event.device_type() == torch.autograd.DeviceType.CUDA and "sync" not in event.name().lower():
-                    begin = event.start_ns()
-                    self.intervals.append((begin, begin + event.duration_ns(), event.name()))
+            self.intervals += device_intervals(self._profiler)
         except Exception as error:  # noqa: BLE001 - another torch: the other figures are still worth having
             self.failure = f"{type(error).__name__}: {error}"
         self._profiler = None
@@ -195,20 +191,6 @@ class Watch:
                 hook.remove()
                 if self.on_gpu:
                     torch.cuda.set_sync_debug_mode("default")
-
-
-def idle_of(intervals: Sequence[tuple[int, int, str]]) -> tuple[float, float, list[tuple[float, str]]]:
-    """(share of the time without work, ms from first to last, the longest gaps in ms with what lies beside them)."""
-    ordered = sorted(intervals)
-    begin, end, last = ordered[0]
-    idle, gaps = 0, []
-    for start, stop, name in ordered[1:]:
-        if start > end:
-            idle += start - end
-            gaps.append(((start - end) / 1e6, f"{last[:40]} … {name[:40]}"))
-        if stop > end:
-            end, last = stop, name
-    return idle / max(1, end - begin), (end - begin) / 1e6, sorted(gaps, reverse=True)[:GAPS]
 
 
 def run_row(row: Row, work: Path) -> dict[str, Any]:
