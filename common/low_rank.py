@@ -12,22 +12,23 @@ from jaxtyping import Float
 import torch
 from torch import Tensor
 
+from common.operators import NAMESPACE, operator
+
 LARGEST_RANK = 256
 """Ranks above are left to `addmm`: the product is no longer small beside the reading."""
 HALF = (torch.bfloat16, torch.float16)
 
 
-@torch.library.custom_op("omnituner::add_low_rank", mutates_args=())
+def _like_base(base: Tensor, low: Tensor, up: Tensor, strength: float) -> Tensor:
+    return torch.empty_like(base)
+
+
+@operator("(Tensor base, Tensor low, Tensor up, float strength) -> Tensor", _like_base)
 def add_low_rank(base: Tensor, low: Tensor, up: Tensor, strength: float) -> Tensor:
     """base + strength · low upᵀ of `M O`, `M r`, `O r`, in a new tensor."""
     if _has_kernel(base, low):
         return _kernel().add(base, low, up, strength, torch.empty_like(base))
     return torch.addmm(base, low, up.t(), alpha=strength)
-
-
-@add_low_rank.register_fake
-def _(base: Tensor, low: Tensor, up: Tensor, strength: float) -> Tensor:
-    return torch.empty_like(base)
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor) -> None:
@@ -40,7 +41,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]
     return gradient, *low_rank_gradients(gradient, low, up, ctx.strength), None
 
 
-add_low_rank.register_autograd(_backward, setup_context=_keep)
+torch.library.register_autograd(f"{NAMESPACE}::add_low_rank", _backward, setup_context=_keep)
 
 
 def low_rank_gradients(gradient: Float[Tensor, "M O"], low: Float[Tensor, "M r"], up: Float[Tensor, "O r"],

@@ -6,6 +6,7 @@ GPU's units (fast), the result in bfloat16. LoRA is added beside it in bfloat16,
 """
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 from jaxtyping import Float
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.low_rank import add_low_rank_in_place, low_rank_gradients
+from common.operators import operator
 from wan.memory.fp8 import FP8_DTYPES, Fp8Linear, Fp8Settings, Quantised, dequantise, quantise
 
 E4M3 = FP8_DTYPES[0]
@@ -30,34 +32,40 @@ def quantise_rows(x: Float[Tensor, "M K"]) -> tuple[Float[Tensor, "M K"], Float[
     return (x.float() / scale).clamp(-LARGEST, LARGEST).to(E4M3), scale
 
 
-@torch.library.custom_op("omnituner::fp8_product", mutates_args=())
-def fp8_product(rows: Tensor, row_scale: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None,
-                low_rank: list[Tensor], strength: float, dtype: torch.dtype) -> Tensor:
-    """rows (values · scale)ᵀ + bias + strength · low upᵀ: `M K`, `N K`, `N`, `M r`, `N r` to `M N`.
+def _fake_product(rows: Tensor, row_scale: Tensor, values: Tensor, bias: Tensor | None, low_rank: list[Tensor],
+                  strength: float, dtype: torch.dtype) -> Tensor:
+    return rows.new_empty((rows.shape[0], values.shape[0]), dtype=dtype)
+
+
+@operator("(Tensor rows, Tensor row_scale, Tensor values, Tensor? bias, Tensor[] low_rank, float strength, "
+          "ScalarType dtype) -> Tensor", _fake_product)
+def fp8_product(rows: Tensor, row_scale: Tensor, values: Tensor, bias: Tensor | None, low_rank: list[Tensor],
+                strength: float, dtype: torch.dtype) -> Tensor:
+    """(rows · row_scale) valuesᵀ + bias + strength · low upᵀ: `M K`, `M 1`, `N K`, `N`, `M r`, `N r` to `M N`.
 
     The low-rank part is added where the product lies: no second tensor of its size is written or read.
     """
-    columns = scale.reshape(1, 1).expand(1, values.shape[0]).contiguous()
-    result = torch._scaled_mm(rows.contiguous(), values.t(), scale_a=row_scale, scale_b=columns, bias=bias,
-                              out_dtype=dtype, use_fast_accum=True)
+    result = torch._scaled_mm(rows.contiguous(), values.t(), scale_a=row_scale.contiguous(),
+                              scale_b=_ones(values.shape[0], rows.device), bias=bias, out_dtype=dtype,
+                              use_fast_accum=True)
     if low_rank:
         low, up = low_rank
         add_low_rank_in_place(result, low, up, strength)
     return result
 
 
-@fp8_product.register_fake
-def _(rows: Tensor, row_scale: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None, low_rank: list[Tensor],
-      strength: float, dtype: torch.dtype) -> Tensor:
-    return rows.new_empty((rows.shape[0], values.shape[0]), dtype=dtype)
+@functools.cache
+def _ones(count: int, device: torch.device) -> Float[Tensor, "1 N"]:
+    """The units want a scale a column beside one a row; the weight's one number is in the rows'."""
+    return torch.ones(1, count, device=device)
 
 
 def scaled_product(x: Float[Tensor, "M K"], values: Float[Tensor, "N K"], scale: Tensor, bias: Tensor | None = None,
                    low_rank: Sequence[Tensor] = (), strength: float = 1.0) -> Float[Tensor, "M N"]:
     """x (values · scale)ᵀ + bias in the dtype of x, whose rows are quantised; `low_rank`: nothing, or (low, up)."""
     rows, row_scale = quantise_rows(x)
-    return torch.ops.omnituner.fp8_product(  # type: ignore[no-any-return]
-        rows, row_scale, values, scale, bias, list(low_rank), strength, x.dtype)
+    result: Tensor = fp8_product(rows, row_scale * scale, values, bias, list(low_rank), strength, x.dtype)
+    return result
 
 
 class _Product(torch.autograd.Function):

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from common.errors import ConfigError, raise_all
-import common.low_rank  # noqa: F401 - its operator is one of the products
-import wan.memory.fp8_compute  # noqa: F401 - its operator is one of the products
+from common.low_rank import add_low_rank
+from wan.memory.fp8_compute import fp8_product
 from wan.memory.policy_names import POLICIES, Policy, policies_of, policy_problems
-import wan.modules.attention_ops  # noqa: F401 - its operator is one of the attentions
+from wan.modules.attention_ops import fa4
 
 SHORT_KEYS = 1000
 """Attention to fewer keys than this (text, CLIP) is cheap to compute again."""
@@ -81,9 +81,9 @@ _RULES: dict[str, Callable[..., CheckpointPolicy]] = {"attention": _keeps_attent
 
 def _output_width(op: Any, args: Sequence[Any]) -> int:
     """Channels of a product's output: the last axis of its second factor, or the rows of a float8 weight."""
-    if op is torch.ops.omnituner.fp8_product.default:
+    if op is fp8_product:
         return int(args[2].shape[0])
-    if op is torch.ops.omnituner.add_low_rank.default:
+    if op is add_low_rank:
         return int(args[0].shape[-1])
     second = args[2] if op is torch.ops.aten.addmm.default else args[1]
     return int(second.shape[-1])
@@ -92,8 +92,8 @@ def _output_width(op: Any, args: Sequence[Any]) -> int:
 @functools.cache
 def _products() -> frozenset[Any]:
     aten = torch.ops.aten
-    return frozenset({aten.mm.default, aten.addmm.default, torch.ops.omnituner.fp8_product.default,
-                      torch.ops.omnituner.add_low_rank.default})
+    return frozenset({aten.mm.default, aten.addmm.default, fp8_product,
+                      add_low_rank})
 
 
 @functools.cache
@@ -104,4 +104,4 @@ def _attentions() -> dict[Any, int]:
              "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention_for_cpu",
              "_scaled_dot_product_fused_attention_overrideable")
     found = {getattr(aten, name).default: -2 for name in names if hasattr(aten, name)}
-    return {**found, torch.ops.omnituner.fa4.default: -3}
+    return {**found, fa4: -3}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.dtypes import DTYPES
+from common.operators import NAMESPACE, operator
 
 E4M3 = DTYPES["fp8"]
 LARGEST = torch.finfo(E4M3).max
@@ -26,20 +27,25 @@ def _flash_attention() -> Any:
     return interface
 
 
-@torch.library.custom_op("omnituner::fa4", mutates_args=(), device_types="cuda")
+def _fake_fa4(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    samples, length, heads, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty((samples, heads, length), dtype=torch.float32)
+
+
+@operator("(Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor)", _fake_fa4)
 def fa4(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(q kᵀ / sqrt(K)) v and the logarithms of softmax's denominators: `B L N K` and `B N L`, float32."""
     out, denominators, *_ = _flash_attention()._flash_attn_fwd(q, k, v, return_lse=True)
     return out, denominators
 
 
-@fa4.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    samples, length, heads, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty((samples, heads, length), dtype=torch.float32)
+def _like_inputs(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
+                 denominators: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-@torch.library.custom_op("omnituner::fa4_backward", mutates_args=(), device_types="cuda")
+@operator("(Tensor gradient, Tensor q, Tensor k, Tensor v, Tensor out, Tensor denominators) -> "
+          "(Tensor, Tensor, Tensor)", _like_inputs)
 def fa4_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
                  denominators: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
@@ -47,24 +53,23 @@ def fa4_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
     return dq, dk, dv
 
 
-@fa4_backward.register_fake
-def _(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
-      denominators: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, *output)
 
 
 def _backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.omnituner.fa4_backward(gradient, *ctx.saved_tensors)  # type: ignore[no-any-return]
+    gradients: tuple[Tensor, Tensor, Tensor] = fa4_backward(gradient, *ctx.saved_tensors)
+    return gradients
 
 
-fa4.register_autograd(_backward, setup_context=_keep)
+torch.library.register_autograd(f"{NAMESPACE}::fa4", _backward, setup_context=_keep)
 
 
-@torch.library.custom_op("omnituner::cudnn_fp8", mutates_args=(), device_types="cuda")
+def _like_queries(q: Tensor, k: Tensor, v: Tensor, scales: Tensor) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@operator("(Tensor q, Tensor k, Tensor v, Tensor scales) -> Tensor", _like_queries)
 def cudnn_fp8(q: Tensor, k: Tensor, v: Tensor, scales: Tensor) -> Tensor:
     """Attention over float8 (e4m3); the result is float8 with the scale of v. `scales` (3) undo those of q, k, v."""
     graph, names, shape_of_work = _fp8_graph(tuple(q.shape), k.shape[1], q.device.index or 0)
@@ -80,11 +85,6 @@ def cudnn_fp8(q: Tensor, k: Tensor, v: Tensor, scales: Tensor) -> Tensor:
     cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream(q.device).cuda_stream)
     graph.execute({names[name]: tensor for name, tensor in given.items()}, work, handle=handle)
     return out
-
-
-@cudnn_fp8.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, scales: Tensor) -> Tensor:
-    return q.new_empty(q.shape)
 
 
 @functools.cache
@@ -142,5 +142,5 @@ def attend_in_fp8(q: Float[Tensor, "B L N K"], k: Float[Tensor, "B S N K"],
     parts = (q.float(), k.float() - k.float().mean(dim=1, keepdim=True), v.float() - common)
     scales = torch.stack([part.abs().amax().clamp(min=1e-12) / LARGEST for part in parts])
     rounded = [(part / scale).to(E4M3) for part, scale in zip(parts, scales, strict=True)]
-    out = torch.ops.omnituner.cudnn_fp8(*rounded, scales)
+    out: Tensor = cudnn_fp8(*rounded, scales)
     return (out.float() * scales[2] + common).to(q.dtype)
