@@ -33,7 +33,7 @@ def attend(q: Float[Tensor, "B L N K"], k: Float[Tensor, "B S N K"], v: Float[Te
 
 
 PACKAGES = {
-    "flash_attn": ("flash_attn", "flash-attn", "pip install flash-attn"),
+    "flash_attn": ("flash_attn.flash_attn_interface", "flash-attn", "pip install flash-attn"),
     "flash3": ("flash_attn_interface", "FlashAttention-3", "build it from the folder hopper of the flash-attention "
                                                            "repository"),
     "fa4": ("flash_attn.cute", "flash-attn-4", "pip install --pre flash-attn-4"),

@@ -7,6 +7,7 @@ the first call.
 
 import functools
 from typing import Any
+import warnings
 
 from jaxtyping import Float
 import torch
@@ -24,6 +25,9 @@ SCALE_OF_WEIGHTS = 256.0
 @functools.cache
 def _flash_attention() -> Any:
     from flash_attn.cute import interface
+
+    # Its compiler tells of an argument of its own that it leaves alone, a screen for each kernel.
+    warnings.filterwarnings("ignore", message="Argument aux_data", category=UserWarning)
     return interface
 
 
