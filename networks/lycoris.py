@@ -68,6 +68,11 @@ class DoraLayer(LoraLayer):
         squared = self.squares + 2 * self.scale * crossed + self.scale**2 * own
         return self.dora_scale[:, 0] / squared.clamp(min=SMALLEST_NORM**2).sqrt()
 
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        """The base's result, turned. A base that adds a low-rank product as it multiplies would leave the lengths out.
+        """
+        return Layer.forward(self, x)
+
     def added(self, x: Float[Tensor, "*B I"], base: Float[Tensor, "*B O"]) -> Float[Tensor, "*B O"]:
         """`base` with ((g - 1) W + g D) x added at the network's strength."""
         low, scale = self.low(x)

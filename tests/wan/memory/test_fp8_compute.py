@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.layer import Dropouts, LoraLayer, Switch
+from networks.lycoris import DoraLayer
 from tests.tiny_dit import tiny_dit, tiny_inputs, tiny_variant
 from wan.memory.fp8 import Fp8Linear, Fp8Settings, Quantised, dequantise, quantise, use_fp8_linears
 from wan.memory.fp8_compute import LARGEST, Fp8ProductLinear, quantise_rows
@@ -145,3 +146,20 @@ def test_module_dropout_is_drawn_once_beside_a_base_that_adds_itself() -> None:
     is_skipped = [torch.rand(()).item() < 0.5 for _ in range(20)]
     torch.manual_seed(1)
     assert [torch.equal(fast(x), fast.forward_with(x, None, None, 1.0)) for _ in range(20)] == is_skipped
+
+
+def test_dora_turns_what_a_base_in_float8_gives_and_learns_its_lengths() -> None:
+    """Lengths that are twice the base's double what it gives; a base that adds by itself would not know of them."""
+    fast = pair(32, 48)[1]
+    layer = DoraLayer(fast, Switch(), rank=4, alpha=4.0)
+    layer.reset(torch.Generator().manual_seed(0))
+    x = torch.randn(2, 5, 32, dtype=torch.bfloat16)
+    plain = fast(x)
+    layer.attach()
+    assert torch.equal(fast(x), plain)
+    with torch.no_grad():
+        layer.dora_scale.mul_(2)
+    found, bias = fast(x), fast.bias
+    assert bias is not None and relative(found, 2 * plain.float() - bias.float()) < 0.01
+    (gradient,) = torch.autograd.grad(found.float().square().sum(), layer.dora_scale)
+    assert float(gradient.abs().min()) > 0
