@@ -12,7 +12,10 @@ from jaxtyping import Float
 import torch
 from torch import Tensor
 
+from common.logs import get_logger
 from common.operators import NAMESPACE, operator
+
+log = get_logger(__name__)
 
 LARGEST_RANK = 256
 """Ranks above are left to `addmm`: the product is no longer small beside the reading."""
@@ -27,7 +30,8 @@ def _like_base(base: Tensor, low: Tensor, up: Tensor, strength: float) -> Tensor
 def add_low_rank(base: Tensor, low: Tensor, up: Tensor, strength: float) -> Tensor:
     """base + strength · low upᵀ of `M O`, `M r`, `O r`, in a new tensor."""
     if _has_kernel(base, low):
-        return _kernel().add(base, low, up, strength, torch.empty_like(base))
+        from common.low_rank_triton import add
+        return add(base, low, up, strength, torch.empty_like(base))
     return torch.addmm(base, low, up.t(), alpha=strength)
 
 
@@ -54,20 +58,32 @@ def add_low_rank_in_place(base: Float[Tensor, "M O"], low: Float[Tensor, "M r"],
                           strength: float) -> None:
     """base += strength · low upᵀ; autograd does not see it."""
     if _has_kernel(base, low):
-        _kernel().add(base, low, up, strength, base)
+        from common.low_rank_triton import add
+        add(base, low, up, strength, base)
     else:
         base.addmm_(low, up.t(), alpha=strength)
 
 
 def _has_kernel(base: Tensor, low: Tensor) -> bool:
     return (base.is_cuda and base.dtype in HALF and low.dtype == base.dtype and base.is_contiguous()
-            and low.shape[1] <= LARGEST_RANK and _kernel() is not None)
+            and low.shape[1] <= LARGEST_RANK and not why_not(base.device, base.dtype, low.shape[1]))
 
 
 @functools.cache
-def _kernel() -> Any:
-    """The module of the kernel; None where Triton is not installed (Windows, builds without CUDA)."""
-    if find_spec("triton") is None:
-        return None
-    from common import low_rank_triton
-    return low_rank_triton
+def why_not(device: torch.device, dtype: torch.dtype, rank: int) -> str:
+    """Why the kernel cannot be had there, told once; an empty text where it can, which is tried in small.
+
+    Without a C compiler or Python's headers Triton cannot start a kernel, and a high rank may not fit on a small GPU.
+    """
+    if find_spec("triton") is None:  # Windows, builds without CUDA: nothing is to be done about it
+        return "Triton is not installed"
+    base, low, up = (torch.ones(size, device=device, dtype=dtype) for size in ((3, 5), (3, rank), (5, rank)))
+    try:
+        from common.low_rank_triton import add
+        found = add(base, low, up, 1 / rank, torch.empty_like(base)).float().mean().item()
+        reason = "" if found == 2 else f"it gave {found} for 2"
+    except Exception as error:  # noqa: BLE001 - no compiler, an unknown card, too little memory of its own: all is here
+        reason = " ".join(f"{type(error).__name__}: {error}".split()[:40])
+    if reason:
+        log.warning("LoRA of rank %d is added without its own kernel, a little slower: %s", rank, reason)
+    return reason

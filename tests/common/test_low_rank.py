@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
-from common.low_rank import add_low_rank, add_low_rank_in_place
+from common.low_rank import add_low_rank, add_low_rank_in_place, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = [(70, 200, 32), (64, 128, 4), (3, 257, 20), (130, 16, 64)]
+SIZES = [(70, 200, 32), (64, 128, 4), (3, 257, 20), (130, 16, 64), (5, 7, 255)]
 
 
 def test_the_operator_is_the_sum_with_its_gradients() -> None:
@@ -34,6 +34,24 @@ def test_in_place_is_the_same() -> None:
     assert torch.equal(base, expected)
 
 
+def test_a_kernel_that_cannot_be_had_is_told_once_and_never_stops_a_run(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As where a Triton is installed that lacks what it needs; torch's own sum is taken then."""
+    (tmp_path / "triton.py").write_text("raise RuntimeError('Failed to find C compiler')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "triton"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "common.low_rank_triton", raising=False)
+    why_not.cache_clear()
+    try:
+        reasons = [why_not(torch.device("cpu"), torch.float16, 20) for _ in range(2)]
+    finally:
+        why_not.cache_clear()
+    assert reasons == ["RuntimeError: Failed to find C compiler"] * 2
+    assert [one.message for one in caplog.records] == [
+        "LoRA of rank 20 is added without its own kernel, a little slower: RuntimeError: Failed to find C compiler"]
+
+
 def kernel_equals_torch(device: str, dtype: torch.dtype) -> None:
     """Imported by the test below into a process of its own."""
     from common.low_rank_triton import add
@@ -47,6 +65,7 @@ def kernel_equals_torch(device: str, dtype: torch.dtype) -> None:
         error = (out.double() - right).abs()
         assert (error <= torch.finfo(dtype).eps * right.abs() + 1e-4).all(), (rows, columns, rank, float(error.max()))
         assert torch.equal(add(base, low, up, 0.25, base), out)
+        assert why_not(base.device, dtype, rank) == ""
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
