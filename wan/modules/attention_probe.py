@@ -7,12 +7,15 @@ import time
 import torch
 from torch import Tensor
 
+from common.dtypes import dtype_name
 from common.errors import ConfigError
 from wan.modules.attention import FEW_KEYS, HALF, attend, check_backend
 from wan.modules.attention_names import AUTO, ONLY_FORWARD, plain_name
 
 FIRST_FOR_CUDNN = (9, 0)
 """Compute capability from which cuDNN's kernel is the fastest that torch brings (H100)."""
+EVERYWHERE = ("sdpa", "math")
+"""What computes on every device in every precision."""
 CHECKED = 64
 """Queries whose results are compared with exact ones."""
 TIMED_TOKENS = 8192
@@ -42,17 +45,20 @@ def choose_attention(name: str | None, device: torch.device | str, dtype: torch.
     if trains and asked in ONLY_FORWARD:
         raise ConfigError(f"attention back end '{asked}' has no backward pass, so it cannot train; it can generate. "
                           f"Use {AUTO}, or fa4.")
-    if device.type != "cuda" or dtype not in HALF:
-        found = "sdpa" if asked == AUTO else asked
-        return ChosenAttention(found, f"{found} ({'float32' if device.type == 'cuda' else device.type}: not timed)")
-    is_new = torch.cuda.get_device_capability(device) >= FIRST_FOR_CUDNN
+    is_timed = device.type == "cuda" and dtype in HALF
+    is_new = is_timed and torch.cuda.get_device_capability(device) >= FIRST_FOR_CUDNN
     wanted = ("cudnn" if is_new else "sdpa") if asked == AUTO else asked
+    where = f"{device.type} in {dtype_name(dtype)}"
     try:
+        if not is_timed:
+            if wanted not in EVERYWHERE:
+                _compare(wanted, device, dtype, head_dim, trains=trains)
+            return ChosenAttention(wanted, f"{wanted} ({where}: not timed)")
         speed = _tried(wanted, device, dtype, heads, head_dim, trains=trains)
     except Exception as error:  # a package's kernels raise anything
         told = " ".join(str(error).split()[:40])
         if asked != AUTO:
-            raise ConfigError(f"attention back end '{asked}' does not run on this GPU: {told}. Use {AUTO}, or try "
+            raise ConfigError(f"attention back end '{asked}' does not run on {where} here: {told}. Use {AUTO}, or try "
                               "python tools/doctor.py.") from error
         return ChosenAttention("sdpa", f"sdpa, because {wanted} does not run here ({told})")
     return ChosenAttention(wanted, f"{wanted}{' (auto)' if asked == AUTO else ''}, {speed}")
@@ -61,17 +67,25 @@ def choose_attention(name: str | None, device: torch.device | str, dtype: torch.
 def _tried(name: str, device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, *, trains: bool) -> str:
     """Compare some queries with exact attention, then time; how fast it was, for people."""
     _compare(name, device, dtype, head_dim, trains=trains)
-    q, k, v = (torch.randn(1, TIMED_TOKENS, heads, head_dim, device=device, dtype=dtype, requires_grad=trains)
-               for _ in range(3))
+    try:
+        return f"{_timed(name, device, dtype, heads, head_dim, trains=trains)} on {TIMED_TOKENS} tokens here"
+    except torch.OutOfMemoryError:  # `math` holds all scores; shorter clips may fit all the same
+        return f"too little memory to time it on {TIMED_TOKENS} tokens here"
+
+
+def _timed(name: str, device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, *, trains: bool) -> str:
+    with torch.random.fork_rng(devices=[device]):
+        q, k, v = (torch.randn(1, TIMED_TOKENS, heads, head_dim, device=device, dtype=dtype, requires_grad=trains)
+                   for _ in range(3))
+        gradient = torch.randn_like(q)
     work = 4 * TIMED_TOKENS**2 * heads * head_dim / 1e12
     with torch.set_grad_enabled(trains):
         out = attend(q, k, v, backend=name)
         words = f"{work / _seconds(lambda: attend(q, k, v, backend=name)):.0f} TFLOP/s forward"
         if trains:
-            gradient = torch.randn_like(out)
             backward = _seconds(lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True))
             words += f", {2.5 * work / backward:.0f} backward"
-    return f"{words} on {TIMED_TOKENS} tokens here"
+    return words
 
 
 def _compare(name: str, device: torch.device, dtype: torch.dtype, head_dim: int, *, trains: bool) -> None:

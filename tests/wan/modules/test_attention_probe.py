@@ -15,7 +15,13 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("asked", "found"), [(None, "sdpa"), ("auto", "sdpa"), ("torch", "sdpa"), ("math", "math")])
 def test_a_cpu_takes_torchs_own_choice(asked: str | None, found: str) -> None:
     chosen = choose_attention(asked, CPU, torch.float32, heads=2, head_dim=8, trains=True)
-    assert chosen.name == found and chosen.words == f"{found} (cpu: not timed)"
+    assert chosen.name == found and chosen.words == f"{found} (cpu in float32: not timed)"
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_kernel_that_the_device_has_not_is_refused_before_a_model_loads(trains: bool) -> None:
+    with pytest.raises(ConfigError, match=r"'efficient' does not run on cpu in bfloat16 here: .*Use auto"):
+        choose_attention("efficient", CPU, torch.bfloat16, heads=2, head_dim=16, trains=trains)
 
 
 @pytest.mark.parametrize("name", ["cudnn", *PACKAGES])
