@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from common.features import FeatureBatch
 from dataset.plan import TrainingItem
 from networks.lora import LoraNetwork
@@ -24,12 +25,14 @@ from training.looking.validation import (
     Validation,
     ValidationSettings,
     default_distance,
+    figure_of,
     measure_clip,
     summary,
 )
 from training.looking.validation import measuring as measuring_
 from training.loop import Loop, LoopSettings
 from training.parallel import Processes
+from training.step import StepResult
 from training.telling.reports import StepLog
 from training.timesteps import TimestepSettings
 from wan.conditions.base import Condition, ConditionState
@@ -226,6 +229,17 @@ def test_what_cannot_be_compared_is_counted_and_told(tmp_path: Path) -> None:
     none = report(*(figures(job, clip) for clip in clips[1:]))
     assert none.audio is None
     assert none.words == f"held-out loss {none.loss:.4f}, no audio gap ({found.note})"
+
+
+def test_a_clip_of_which_nothing_is_measured_is_told_and_no_figure() -> None:
+    """As a GPU gives it: there the loss of an empty mask is NaN, because the host does not wait for what it holds."""
+    def result(loss: float, mask: float) -> StepResult:
+        one = torch.ones(1)
+        return StepResult(one, torch.tensor([loss]), one, one, torch.full((1, 1, 2, 2, 2), mask))
+
+    with pytest.raises(UserError, match="its loss mask is 0 everywhere"):
+        figure_of(result(float("nan"), 0.0))
+    assert figure_of(result(0.5, 1.0)) == 0.5 and figure_of(result(float("nan"), 1.0)) != 0.5
 
 
 def test_without_a_condition_that_hears_there_is_a_loss_alone(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ passes of its own, so that a pass costs no more memory than a training step does
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+import math
 import time
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from common.errors import UserError
 from common.fingerprint import text_hash
 from common.logs import get_logger
 from common.seeding import generator
@@ -29,7 +31,8 @@ from training.looking.shifted_sound import (
     with_sound_moved,
     without_sound,
 )
-from training.step import Draws
+from training.loss import empty_masks
+from training.step import Draws, StepResult
 from training.timesteps import TimestepSettings
 from wan.conditions.base import Condition
 
@@ -105,12 +108,20 @@ def measure_clip(job: VideoJob, clip: TrainingItem, settings: ValidationSettings
         source = generator(settings.seed, f"validation noise {_identity(clip)}", index)
         draws = Draws(torch.randn(latents.shape, generator=source), torch.full((len(latents),), sigma))
         whole, *part = job.steps(latents, features, draws, _LEVELS, (None,) if frames is None else (None, frames))
-        loss.append(whole.sample_losses.item())
+        loss.append(figure_of(whole))
         for name in by_sound:
             (result,) = part if name == "right" else job.steps(latents, variants[name], draws, _LEVELS, (frames,))
-            by_sound[name].append(result.sample_losses.item())
+            by_sound[name].append(figure_of(result))
     return ClipFigures(clip.name, settings.sigmas, tuple(loss),
                        {name: tuple(values) for name, values in by_sound.items()}, reason)
+
+
+def figure_of(result: StepResult) -> float:
+    """The loss of a clip; UserError where nothing of it is measured, which is NaN on a GPU (`sample_losses`)."""
+    figure = result.sample_losses.item()
+    if math.isnan(figure) and (problem := empty_masks(result.mask)):
+        raise UserError(problem)
+    return figure
 
 
 def passes_of(clips: Sequence[TrainingItem], conditions: Sequence[Condition], levels: int) -> list[int]:
