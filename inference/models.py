@@ -28,9 +28,6 @@ from wan.modules.vae import Vae
 
 log = get_logger(__name__)
 
-"""musubi-tuner's names of back ends that we call otherwise."""
-
-
 ENCODERS = ("text_encoder", "image_encoder", "audio_encoder", "vae")
 """What a pipeline holds beside the DiT and its conditions."""
 
@@ -50,7 +47,7 @@ class Models:
         self.request = request
         self.device = pick_device(request.device)
         if request.fp8_fast:
-            require_fp8_compute(self.device)
+            require_fp8_compute(self.device, self.dit_dtype)
         self._loaded: dict[str, Any] = dict(loaded or {})
         self._borrowed = set(self._loaded)
 

@@ -27,6 +27,7 @@ from training.cached_sound import refuse_other_sound, sound_options
 from training.checkpoints import check_writable
 from training.clips import find_clips, find_dataset, read_one, require_null_text
 from training.config import NetworkSection, TrainConfig
+from training.launch import base_dtype
 from training.looking.held_out import hold_out, listed_names
 from training.optimizers import optimizer_class, parse_arguments
 from training.phase_table import PhaseEntry, read_phases
@@ -185,7 +186,8 @@ def _check_settings(config: TrainConfig, problems: _Problems) -> None:
         check_backend(config.speed.attention)
     with problems.collected():
         if config.speed.fp8_fast:
-            require_fp8_compute(pick_device())
+            device = torch.device(pick_device())
+            require_fp8_compute(device, base_dtype(config.speed, device))
     with problems.collected():
         check_settings(timestep_settings(config))
     with problems.collected():

@@ -168,8 +168,11 @@ def fp8_products_everywhere() -> Iterator[None]:
         _EVERYWHERE.reset(token)
 
 
-def require_fp8_compute(device: torch.device | str) -> None:
-    """ConfigError where products in fp8 are asked of a device that has no units for them. Storage works anywhere."""
+def require_fp8_compute(device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> None:
+    """ConfigError where products in fp8 are asked of a device that has no units for them. Storage works anywhere.
+
+    `dtype` is what the rest of the model computes in: with scales for each row the units give bfloat16 only.
+    """
     if _EVERYWHERE.get():
         return
     device = torch.device(device)
@@ -181,3 +184,6 @@ def require_fp8_compute(device: torch.device | str) -> None:
         name, found = torch.cuda.get_device_name(device), ".".join(map(str, capability))
         raise ConfigError(f"fp8 compute was asked, but {name} has compute capability {found}; fp8 units came with 8.9 "
                           "(GeForce RTX 40, L40, H100). Leave fp8 compute out; storing weights in fp8 works here too.")
+    if dtype != torch.bfloat16:
+        raise ConfigError(f"fp8 compute was asked, and the model is to run in {str(dtype).removeprefix('torch.')}; the "
+                          "units give bfloat16. Use bfloat16, or leave fp8 compute out; storing weights in fp8 works.")

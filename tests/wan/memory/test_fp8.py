@@ -182,3 +182,6 @@ def test_fp8_compute_is_refused_where_there_are_no_units(monkeypatch: pytest.Mon
         require_fp8_compute("cuda:0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     require_fp8_compute("cuda:0")
+    for dtype in (torch.float32, torch.float16):
+        with pytest.raises(ConfigError, match="run in float(32|16); the units give bfloat16. Use bfloat16"):
+            require_fp8_compute("cuda:0", dtype)
