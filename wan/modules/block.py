@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F  # noqa: N812
 
 from wan.modules import modulation as mod
-from wan.modules.attention import attend
+from wan.modules.attention import HALF, attend
 from wan.modules.hooks import Forward, HookPoints, checked
 from wan.modules.modulation import Modulation
 from wan.modules.norm import LayerNorm, RMSNorm
@@ -42,11 +42,14 @@ class PassInputs:
 
 
 class TanhGelu(nn.Module):
-    """GELU in its tanh form, x/2 (1 + tanh u), which is x · sigmoid(2u): compiled kernels take the quicker second."""
+    """GELU in its tanh form, x/2 (1 + tanh u), which is x · sigmoid(2u): compiled kernels take the quicker second.
+
+    Only in half precision, whose rounding hides the last bits by which the two forms differ in float32.
+    """
 
     def forward(self, x: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest D"]:
         """GELU of every number; compiled in float32, and in the dtype of `x` at the end."""
-        if not torch.compiler.is_compiling():
+        if x.dtype not in HALF or not torch.compiler.is_compiling():
             return F.gelu(x, approximate="tanh")
         exact = x.float()
         return (exact * torch.sigmoid(TWO_SQRT_2_BY_PI * (exact + 0.044715 * exact**3))).to(x.dtype)
