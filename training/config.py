@@ -114,7 +114,7 @@ class SpeedSection(Section):
     def problems(self) -> Iterable[str]:
         """One attention, a precision that we train in."""
         chosen = {name for name, given in (("sdpa", self.sdpa), ("flash_attn", self.flash_attn)) if given}
-        chosen |= {self.attn_mode} if self.attn_mode else set()
+        chosen |= {plain_name(self.attn_mode)} if self.attn_mode else set()
         if len(chosen) > 1:
             yield f"--attn_mode, --sdpa and --flash_attn name {' and '.join(sorted(chosen))}. Give one."
         if self.mixed_precision == "fp16":

@@ -19,10 +19,10 @@ FOREIGN = (
     Foreign("timestep_boundary", "coming", _EXPERTS),
     Foreign("offload_inactive_dit", "coming", _EXPERTS),
     Foreign("force_v2_1_time_embedding", "accepted", "a clip with one time for all tokens is embedded once anyway"),
-    Foreign("flash3", "coming", "FlashAttention 3 comes with the work on speed; --sdpa works on the same cards"),
+    Foreign("flash3", "refused", "the same kernel is --attn_mode flash3"),
     Foreign("xformers", "refused", "torch's own attention (--sdpa) computes the same and needs no package"),
     Foreign("sage_attn", "refused", "SageAttention has no backward pass (musubi-tuner refuses it in training too); "
-                                    "use --sdpa"),
+                                    "leave it out"),
     Foreign("split_attn", "accepted", "the samples of a batch are equally long, so attention needs no mask"),
     Foreign("compile_dynamic", "accepted", _STATIC),
     Foreign("compile_fullgraph", "accepted", _WHOLE),

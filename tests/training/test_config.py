@@ -50,6 +50,13 @@ def test_settings_that_cannot_work_are_refused(flags: dict[str, Any], words: str
         config(**flags)
 
 
+@pytest.mark.parametrize(("flags", "name"), [
+    ({"sdpa": True, "attn_mode": "torch"}, "sdpa"), ({"flash_attn": True, "attn_mode": "flash2"}, "flash_attn"),
+    ({}, "auto")])
+def test_two_names_of_one_attention_do_not_contradict(flags: dict[str, Any], name: str) -> None:
+    assert config(**flags).speed.attention == name
+
+
 def test_problems_of_several_sections_come_together() -> None:
     with pytest.raises(ConfigError, match="4 problems") as caught:
         config(task="x", learning_rate=-1, output_name="a/b", network_args=["a"])
