@@ -33,7 +33,7 @@ class Variant:
     @property
     def is_compiled(self) -> bool:
         """Whether blocks are compiled."""
-        return "--compile" in self.flags
+        return "--compile" in self.flags and self.flags[self.flags.index("--compile") + 1] == "on"
 
     @property
     def attention(self) -> str:
@@ -42,11 +42,13 @@ class Variant:
 
 
 _BF16 = ("--mixed_precision", "bf16")
+_PLAIN, _COMPILED = ("--compile", "off"), ("--compile", "on")
+"""Always said: left to itself, a GPU's run is compiled where it is long enough."""
 VARIANTS = {one.name: one for one in (
-    Variant(YARDSTICK, ("--mixed_precision", "no")),
-    Variant(REFERENCE, _BF16),
-    Variant("compile", (*_BF16, "--compile")),
-    Variant("fp8", (*_BF16, "--fp8_fast")),
-    Variant("compile+fp8", (*_BF16, "--compile", "--fp8_fast")),
+    Variant(YARDSTICK, ("--mixed_precision", "no", *_PLAIN)),
+    Variant(REFERENCE, (*_BF16, *_PLAIN)),
+    Variant("compile", (*_BF16, *_COMPILED)),
+    Variant("fp8", (*_BF16, *_PLAIN, "--fp8_fast")),
+    Variant("compile+fp8", (*_BF16, *_COMPILED, "--fp8_fast")),
 )}
 """By name, in the order of the table."""

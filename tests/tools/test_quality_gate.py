@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.gate.gradients import difference
 from benchmarks.gate.large import SIZE_TINY, LargeStep
-from benchmarks.gate.learning import refusing_fallback
+from benchmarks.gate.learning import refusing_fallback, settings_of
 from benchmarks.gate.variants import REFERENCE, VARIANTS, YARDSTICK
 from benchmarks.gate.verdict import judge, latest, runs_of, spread, table
 from common.logs import get_logger
@@ -24,6 +24,15 @@ def line(variant: str, seed: int, *, held_out: float = 0.2, trained: float = 0.1
 
 def problems(*others: dict[str, Any]) -> tuple[str, ...]:
     return judge(runs_of([*(line(REFERENCE, seed) for seed in R), *others]), others[0]["variant"]).problems
+
+
+def test_no_variant_leaves_to_the_trainer_whether_it_is_compiled() -> None:
+    base = ["train_network.py", "--task", "t2v-1.3B", "--dit", "d", "--dataset_config", "c", "--output_dir", "o",
+            "--output_name", "n"]
+    for name, one in VARIANTS.items():
+        speed = settings_of([*base, *one.flags]).speed
+        assert speed.compile == ("on" if "compile" in name else "off"), name
+        assert speed.compiles == one.is_compiled and speed.fp8_fast == one.multiplies_in_fp8
 
 
 def test_equal_figures_pass() -> None:
