@@ -108,8 +108,11 @@ def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes,
     if start.state is not None:
         check_change(start, facts, config.state)
     asked = config.speed.compile
-    done = start.state.step if start.state is not None and start.is_resumed else 0
-    config = settle_compile(config, plan, batches, loop_settings(config).totals(batches.per_epoch)[0] - done)
+    before = start.state if start.is_resumed else None
+    done = 0 if before is None else before.step
+    config = settle_compile(config, plan, batches, loop_settings(config).totals(batches.per_epoch)[0] - done,
+                            was_compiled=before is not None and before.facts.get("compiled", False))
+    facts["compiled"] = config.speed.compiles
     config = decide(config, plan, batches)
     if config.preflight.is_wanted:
         estimated = batches

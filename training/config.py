@@ -327,7 +327,7 @@ class TrainConfig(Section):
     def for_later_starts(self, *, compile: str) -> "TrainConfig":
         """The settings without what was asked of one start alone, such as `--force`: what goes on with this run.
 
-        `compile` is --compile as it was asked for: what `auto` comes to is decided anew, by machine and steps left.
+        `compile` is --compile as it was asked for: what `auto` comes to is decided anew (`settle_compile`).
         """
         speed = self.speed.model_copy(update={"compile": compile})
         return self.model_copy(update={"state": self.state.for_later_starts(), "speed": speed})

@@ -16,6 +16,7 @@ from training.callbacks import RunState, StepReport
 from training.clips import EpochBatches
 from training.config import TrainConfig
 from training.estimating.compile_choice import Work, compiler_problem, settle_compile, verdict, work_of
+from training.keeping.states import find_states, read_state
 from training.parallel import Processes
 from training.preflight import check
 from training.telling.compiled_graphs import GraphReport
@@ -42,6 +43,23 @@ def record(out: Path) -> dict:
     return json.loads((out / "training_state.json").read_text(encoding="utf-8"))
 
 
+def was_compiled(out: Path) -> bool:
+    """What the run's only state says."""
+    (state,) = find_states(out, "t")
+    found: bool = read_state(state).facts["compiled"]
+    return found
+
+
+def test_a_run_that_goes_on_stays_compiled_however_few_steps_are_left(
+        two_sizes: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that compiles; what obstacles there are is asked of the GPU and tested below."""
+    monkeypatch.setattr("training.estimating.compile_choice._obstacle", lambda plan, device: "")
+    auto = settings(two_sizes, weights, tmp_path)
+    for before, choice in ((True, "on"), (False, "off")):
+        found = settle_compile(auto, *batches_of(auto), 5, was_compiled=before)
+        assert found.speed.compile == choice
+
+
 @pytest.mark.slow
 def test_no_graph_is_made_after_the_second_step_of_a_size(two_sizes: Path, weights: Path, root: Path, tmp_path: Path
                                                           ) -> None:
@@ -52,7 +70,8 @@ def test_no_graph_is_made_after_the_second_step_of_a_size(two_sizes: Path, weigh
     train(settings(two_sizes, weights, out, compile="on", compile_backend="eager", max_train_steps=12,
                    network_args=["conditions=omniavatar_add"], validation_count=1, validate_every_n_steps=4,
                    sample_prompts=write_prompts(tmp_path / "prompts", root), sample_every_n_steps=5,
-                   memory="matmuls:2,full", **models(weights)))
+                   memory="matmuls:2,full", save_state_on_train_end=True, **models(weights)))
+    assert was_compiled(out), "what a later start asks under auto"
     graphs = record(out)["graphs"]
     assert (graphs["made_late"], graphs["breaks"], graphs["blocks_run_uncompiled"]) == (0, 0, 0)
     training = {size["tokens"]: size for size in graphs["sizes"] if size["for"] == "training"}
@@ -66,7 +85,8 @@ def test_no_graph_is_made_after_the_second_step_of_a_size(two_sizes: Path, weigh
 
 
 def test_a_plain_run_tells_of_no_graphs(two_sizes: Path, weights: Path, tmp_path: Path) -> None:
-    train(settings(two_sizes, weights, tmp_path, max_train_steps=1))
+    train(settings(two_sizes, weights, tmp_path, max_train_steps=1, save_state_on_train_end=True))
+    assert not was_compiled(tmp_path)
     assert record(tmp_path)["graphs"] is None
     text = (tmp_path / "settings.toml").read_text(encoding="utf-8")
     assert 'compile = "auto"' in text, "what was asked, not what it came to here"

@@ -50,16 +50,22 @@ class Work:
         return GRAPH_S * self.sizes
 
 
-def settle_compile(config: TrainConfig, plan: Plan, batches: EpochBatches, steps: int) -> TrainConfig:
-    """The settings with `--compile auto` replaced by on or off, for a sitting of `steps` steps."""
+def settle_compile(config: TrainConfig, plan: Plan, batches: EpochBatches, steps: int, *, was_compiled: bool = False
+                   ) -> TrainConfig:
+    """The settings with `--compile auto` replaced by on or off, for a sitting of `steps` steps.
+
+    `was_compiled`: a run that goes on was compiled before. It stays so however few steps are left, because its numbers
+    are to be those of a run that was never stopped; one that was not would win less than at its beginning.
+    """
     if config.speed.compile != "auto":
         return config
     obstacle = _obstacle(plan, batches.processes.device)
     if obstacle:
         is_on, why = False, obstacle
+    elif was_compiled:
+        is_on, why = True, "as this run was before"
     else:
-        work = work_of(config, plan, batches, steps)
-        is_on, why = verdict(work)
+        is_on, why = verdict(work_of(config, plan, batches, steps))
     # On a CPU nobody expects it, and nothing is to be done about it.
     if batches.processes.device.type == "cuda":
         log.info("--compile auto: %s, %s", "on" if is_on else "off", why)
