@@ -87,9 +87,14 @@ def sample_losses(prediction: Float[Tensor, "B *shape"], target: Float[Tensor, "
 
 def empty_masks(mask: Float[Tensor, "B *mask"] | None) -> str:
     """A sentence about the samples whose mask is 0 everywhere; empty where there are none. Reads the mask."""
-    empty = [] if mask is None else torch.nonzero(mask.float().flatten(1).sum(1) <= 0).flatten().tolist()
+    if mask is None:
+        return ""
+    total = mask.float().flatten(1).sum(1)
+    if bool((total > 0).all()):  # asked like this, because a preflight's tensors have no numbers to be counted
+        return ""
+    empty = torch.nonzero(total <= 0).flatten().tolist()
     return (f"sample {empty} of the batch: its loss mask is 0 everywhere, nothing is left to learn. A still picture "
-            "cannot be trained with its only frame given; a mask must not be empty.") if empty else ""
+            "cannot be trained with its only frame given; a mask must not be empty.")
 
 
 def weighted_sum(losses: Float[Tensor, " B"], weights: Float[Tensor, " B"]) -> Float[Tensor, ""]:
