@@ -47,7 +47,8 @@ def kept_by(compute: Compute, policy: Policy, *, has_dropout: bool = True, is_tr
     """`compute` whose backward pass keeps what `policy` says. It must return the same when it is called again.
 
     `is_traced`: it will be compiled. Then `full` is said of every operation too: without that, torch 2.11 keeps what
-    comes out of products with a backward pass of their own (seen on an H200: 19 bytes a token and channel, not 2).
+    comes out of products with a backward pass of their own (by the peak of a run on an H200: 19 bytes a token and
+    channel, not 2).
     """
     if policy == "none":
         return compute
