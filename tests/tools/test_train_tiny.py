@@ -1,6 +1,7 @@
 """The trainings of the small set, at sizes that take seconds: losses fall, files load, statistics are folded right."""
 
 import argparse
+from collections.abc import Iterator
 import json
 from pathlib import Path
 import subprocess
@@ -39,6 +40,15 @@ def settings_of(**values: float) -> argparse.Namespace:
     """Flags of a training."""
     values = {"steps": 40, "minutes": 5, "rate": 1e-2, "batch": 4, "seed": 0} | values
     return argparse.Namespace(until=time.monotonic() + 60 * values["minutes"], **values)
+
+
+@pytest.fixture(autouse=True)
+def own_settings() -> Iterator[None]:
+    """What a training lets a GPU do is the process's; behind each test it is as before."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, products.allow_tf32
+    yield
+    cudnn.benchmark, cudnn.allow_tf32, products.allow_tf32 = before
 
 
 @pytest.fixture(scope="module")

@@ -153,16 +153,18 @@ def test_many_clips_in_half_precision_may_be_compiled_for_unasked(monkeypatch: p
     assert usual_speed("cpu", torch.bfloat16, many=True) == VaeSpeed(1, 1)
 
 
-def test_kernels_are_tried_during_a_call_only() -> None:
+@pytest.mark.parametrize("before", [False, True])
+def test_kernels_are_tried_during_a_call_only(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process's own setting comes back, also where the call fails."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
     vae, seen = speed_up(made(torch.float32, SMALL), VaeSpeed(tuned=True)), []
-    assert torch.backends.cudnn.benchmark is False
+    assert torch.backends.cudnn.benchmark is before
     vae.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
     vae.encode(light_input("tuned", (1, 3, 1, 8, 8)))
-    assert seen == [True] and torch.backends.cudnn.benchmark is False
+    assert seen == [True] and torch.backends.cudnn.benchmark is before
     with pytest.raises(RuntimeError):
         vae.encode_chunk(torch.zeros(1, 5, 1, 8, 8), PastFrames())
-    assert torch.backends.cudnn.benchmark is False
+    assert torch.backends.cudnn.benchmark is before
 
 
 def test_levels_are_spread_as_the_whole_clip_would_be() -> None:
