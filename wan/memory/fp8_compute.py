@@ -7,15 +7,20 @@ GPU's units (fast), the result in bfloat16. LoRA is added beside it in bfloat16,
 
 from collections.abc import Sequence
 import functools
+from importlib.util import find_spec
 from typing import Any
 
 from jaxtyping import Float
 import torch
 from torch import Tensor, nn
 
+from common.logs import get_logger
 from common.low_rank import add_low_rank_in_place, low_rank_gradients
 from common.operators import operator
 from wan.memory.fp8 import FP8_DTYPES, Fp8Linear, Fp8Settings, Quantised, dequantise, quantise
+from wan.modules.rows import WIDEST
+
+log = get_logger(__name__)
 
 E4M3 = FP8_DTYPES[0]
 LARGEST = torch.finfo(E4M3).max
@@ -26,10 +31,43 @@ FEW_ROWS = ("cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_im
 """Linears over text and CLIP tokens: too few rows to gain anything; they store float8 and compute in 16 bits."""
 
 
+def _fake_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, dtype=E4M3), x.new_empty((x.shape[0], 1), dtype=torch.float32)
+
+
+@operator("(Tensor x) -> (Tensor, Tensor)", _fake_rows)
 def quantise_rows(x: Float[Tensor, "M K"]) -> tuple[Float[Tensor, "M K"], Float[Tensor, "M 1"]]:
-    """(e4m3 values, float32 scales) with a scale for each row."""
+    """(e4m3 values, float32 scales) with a scale for each row.
+
+    On CUDA one kernel, which reads a row once; what torch compiles for this took two to three times as long as the
+    bytes would (profiles on an H200).
+    """
+    x = x.contiguous()
+    if x.is_cuda and x.shape[1] <= WIDEST and not why_not(x.device):
+        from wan.memory.fp8_triton import quantise as by_kernel
+        values = torch.empty_like(x, dtype=E4M3)
+        return values, by_kernel(x, values, LARGEST, SMALLEST_SCALE)
     scale = (x.abs().amax(dim=-1, keepdim=True).float() / LARGEST).clamp(min=SMALLEST_SCALE)
     return (x.float() / scale).clamp(-LARGEST, LARGEST).to(E4M3), scale
+
+
+@functools.cache
+def why_not(device: torch.device) -> str:
+    """Why rows cannot be quantised by the kernel there, told once; an empty text where they can: it is tried."""
+    if find_spec("triton") is None:  # Windows, builds without CUDA: nothing is to be done about it
+        return "Triton is not installed"
+    x = torch.arange(-3.0, 5, device=device).to(torch.bfloat16)[None]
+    try:
+        from wan.memory.fp8_triton import quantise as by_kernel
+
+        values = torch.empty_like(x, dtype=E4M3)
+        scale = by_kernel(x, values, LARGEST, SMALLEST_SCALE)
+        reason = "" if torch.allclose(values.float() * scale, x.float(), rtol=0.07) else "it gave other numbers"
+    except Exception as error:  # noqa: BLE001 - no compiler, a card without float8: torch's own operations do it
+        reason = " ".join(f"{type(error).__name__}: {error}".split()[:40])
+    if reason:
+        log.warning("rows are quantised without their own kernel, slower: %s", reason)
+    return reason
 
 
 def _fake_product(rows: Tensor, row_scale: Tensor, values: Tensor, bias: Tensor | None, low_rank: list[Tensor],

@@ -15,7 +15,7 @@ from wan.modules.attention import HALF, attend
 from wan.modules.hooks import Forward, HookPoints, checked
 from wan.modules.modulation import Modulation
 from wan.modules.norm import LayerNorm, RMSNorm
-from wan.modules.rope import Rope, rotate
+from wan.modules.rope import Rope
 from wan.variants import Variant
 
 TWO_SQRT_2_BY_PI = 2 * math.sqrt(2 / math.pi)
@@ -77,8 +77,8 @@ class SelfAttention(Attention):
 
     def forward(self, i: int, x: Float[Tensor, "B L D"], inputs: PassInputs) -> Float[Tensor, "B L D"]:
         """Attention of block `i`, output projection included."""
-        q = rotate(self.split(self.norm_q(self.q(x))), inputs.rope)
-        k = rotate(self.split(self.norm_k(self.k(x))), inputs.rope)
+        q = self.norm_q.rotated(self.q(x), inputs.rope, self.heads)
+        k = self.norm_k.rotated(self.k(x), inputs.rope, self.heads)
         v = self.split(self.v(x))
         for state in inputs.points.self_attention:
             state.self_attention(i, q, k, v, inputs.forward)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wan.modules.rows import goes_by_rows, layer_norm_rows
+
 SHIFT_ATTENTION, SCALE_ATTENTION, GATE_ATTENTION, SHIFT_FFN, SCALE_FFN, GATE_FFN = range(6)
 """Rows of a modulation table."""
 
@@ -40,6 +42,9 @@ def add_gated(tokens: Float[Tensor, "B L D"], update: Float[Tensor, "B L D"], mo
 
 
 def _shift_and_scale(tokens: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    if shift.shape[1] == 1 and goes_by_rows(tokens, shift, scale):
+        rows = layer_norm_rows(tokens.flatten(0, 1), (1 + scale).flatten(0, 1), shift.flatten(0, 1), eps)[0]
+        return rows.view_as(tokens)
     normed = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=eps)
     return (normed * (1 + scale) + shift).to(tokens.dtype)
 

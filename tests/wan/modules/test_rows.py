@@ -1,0 +1,167 @@
+"""Norms of tokens by rows: the operators beside what is written out, and their kernels under Triton's interpreter."""
+
+from importlib.util import find_spec
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+import torch.nn.functional as F  # noqa: N812
+
+from tests.conftest import ROOT
+from tests.tiny_dit import tiny_dit, tiny_inputs
+from tests.wan.memory.test_blocks import gradients, trained
+from wan.memory.blocks import run_blocks
+from wan.memory.policies import POLICIES
+from wan.modules import rows
+from wan.modules.rope import Rope, grid_positions, rope_table, rotate
+
+SIZES = [(6, 40, 8, 2), (10, 72, 12, 5), (4, 1536, 128, 4), (2, 600, 24, 1)]
+"""Rows, width, width of a head, tokens of a sample."""
+
+
+def made(rows_of: int, width: int, head: int, tokens: int, *, dtype: torch.dtype, device: str = "cpu"
+         ) -> tuple[Tensor, Tensor, Tensor, Tensor, Rope]:
+    """Tokens far from zero, a gradient, weights and shifts a sample, and positions of which some are negative."""
+    torch.manual_seed(rows_of + width)
+    x, gradient = (torch.randn(rows_of, width, device=device) * 3 + 1).to(dtype), torch.randn(rows_of, width).to(dtype)
+    weight, shift = (torch.randn(rows_of // tokens, width, device=device) for _ in range(2))
+    rope = rope_table(grid_positions((1, tokens, 1), torch.device(device)) - 1, head)
+    return x, gradient.to(device), weight, shift, rope
+
+
+def written_out(x: Tensor, weight: Tensor, shift: Tensor | None, tokens: int) -> Tensor:
+    """Layer norm with a weight and a shift for each sample."""
+    normed = F.layer_norm(x, x.shape[-1:], eps=1e-6).unflatten(0, (-1, tokens))
+    return (normed * weight[:, None] + (0 if shift is None else shift[:, None])).flatten(0, 1)
+
+
+@pytest.mark.parametrize(("count", "width", "head", "tokens"), SIZES)
+def test_operators_are_the_norms_and_their_gradients(count: int, width: int, head: int, tokens: int) -> None:
+    x, gradient, weight, shift, rope = made(count, width, head, tokens, dtype=torch.float32)
+    for pair, way in (((weight, shift), "both"), ((weight, None), "weight")):
+        ours, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+        out, right = rows.layer_norm_rows(ours, *pair, 1e-6)[0], written_out(plain, *pair, tokens)
+        out.backward(gradient)
+        right.backward(gradient)
+        torch.testing.assert_close(out, right, rtol=1e-5, atol=1e-5, msg=way)
+        torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-5, msg=way)
+    for tables in ((None, None), rope):
+        ours, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+        out = rows.rms_norm_rows(ours, weight[0], 1e-6, *tables)[0]
+        right = F.rms_norm(plain, (width,), weight[0], 1e-6)
+        if tables[0] is not None:
+            right = rotate(right.view(-1, tokens, width // head, head), rope).reshape(count, width)
+        out.backward(gradient)
+        right.backward(gradient)
+        torch.testing.assert_close(out, right, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_tokens_have_gradients() -> None:
+    x, _, weight, shift, _ = made(4, 1536, 128, 2, dtype=torch.float32)
+    out, means, scales = rows.layer_norm_rows(x.requires_grad_(), weight, shift, 1e-6)
+    assert out.requires_grad
+    assert not means.requires_grad and not scales.requires_grad
+    out, lengths = rows.rms_norm_rows(x, weight[0], 1e-6, None, None)
+    assert out.requires_grad and not lengths.requires_grad
+
+
+def test_operators_are_sound_for_compiling() -> None:
+    x, gradient, weight, shift, rope = made(4, 48, 12, 2, dtype=torch.float32)
+    torch.library.opcheck(rows.layer_norm_rows, (x.requires_grad_(), weight, shift, 1e-6))
+    torch.library.opcheck(rows.rms_norm_rows, (x, weight[0], 1e-6, *rope))
+    _, means, scales = rows.layer_norm_rows(x.detach(), weight, shift, 1e-6)
+    torch.library.opcheck(rows.layer_norm_rows_backward, (gradient, x.detach(), weight, means, scales))
+    torch.library.opcheck(rows.rms_norm_rows_backward, (gradient, x.detach(), weight[0], scales, *rope))
+
+
+@pytest.fixture
+def by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms of the model take the operators on the CPU too, whatever their width."""
+    for module in ("norm", "modulation"):
+        monkeypatch.setattr(f"wan.modules.{module}.goes_by_rows",
+                            lambda x, *weights: not any(weight is not None and weight.requires_grad
+                                                        for weight in weights))
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "compiled"])
+def test_a_model_by_rows_gives_the_outputs_and_gradients_of_one_without(policy: str, request: pytest.FixtureRequest
+                                                                        ) -> None:
+    dit = tiny_dit()
+    network = trained(dit)
+    plain = gradients(dit, network)
+    request.getfixturevalue("by_rows")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = policy == "compiled"
+    run_blocks(dit, [*POLICIES] if compiled else [policy] * 4, compiled=compiled, backend="aot_eager",
+               has_dropout=False)
+    for _ in range(2):
+        found = gradients(dit, network)
+        assert not all(map(torch.equal, plain, found)), "the operators were not taken"
+        for one, other in zip(plain, found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_a_norm_that_is_trained_gets_its_gradients(by_rows: None) -> None:
+    dit = tiny_dit()
+    norms = [dit.blocks[0].norm3.weight, dit.blocks[1].self_attn.norm_q.weight, dit.blocks[2].modulation]
+    for weight in norms:
+        weight.requires_grad_()
+    dit(*tiny_inputs()).square().mean().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in norms)
+
+
+def kernels_equal_torch(device: str, dtype: torch.dtype) -> None:
+    """The kernels beside the same operation by operation, at odd sizes, with one rounding of difference."""
+    from wan.modules import rows_triton as kernels
+
+    def near(found: Tensor, right: Tensor) -> None:
+        torch.testing.assert_close(found.double(), right, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+
+    for size in SIZES:
+        x, gradient, weight, shift, rope = made(*size, dtype=dtype, device=device)
+        exact, tables = x.double().requires_grad_(), Rope(rope.cos.double(), rope.sin.double())
+        for pair in ((weight, shift), (weight, None)):
+            right = written_out(exact, weight.double(), None if pair[1] is None else shift.double(), size[3])
+            (slope,) = torch.autograd.grad(right, exact, gradient.double())
+            out, means, scales = kernels.layer_norm(x, *pair, 1e-6)
+            near(out, right)
+            near(kernels.layer_norm_backward(gradient, x, weight, means, scales), slope)
+        for one, its in ((None, None), (rope, tables)):
+            right = F.rms_norm(exact, (size[1],), weight[0].double(), 1e-6)
+            if its is not None:
+                right = rotated(right, its, size)
+            (slope,) = torch.autograd.grad(right, exact, gradient.double())
+            out, lengths = kernels.rms_norm(x, weight[0], 1e-6, *(one or (None, None)))
+            near(out, right)
+            near(kernels.rms_norm_backward(gradient, x, weight[0], lengths, *(one or (None, None))), slope)
+    assert rows.why_not(torch.device(device)) == ""
+
+
+def rotated(x: Tensor, rope: Rope, size: tuple[int, int, int, int]) -> Tensor:
+    """`rotate` in float64."""
+    count, width, head, tokens = size
+    by_heads = x.view(-1, tokens, width // head, head)
+    other = by_heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (by_heads * rope.cos + other * rope.sin).reshape(count, width)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_kernels_do_what_torch_does() -> None:
+    kernels_equal_torch("cuda", torch.bfloat16)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which torch brings along for CUDA only")
+def test_the_kernels_do_what_torch_does_under_the_interpreter(tmp_path: Path) -> None:
+    # In a process of its own: Triton asks once, when it is imported, whether to interpret.
+    code = ("import torch; from tests.wan.modules.test_rows import kernels_equal_torch; "
+            "kernels_equal_torch('cpu', torch.bfloat16)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
