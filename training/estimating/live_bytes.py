@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from wan.modules import rows
+
 BLOCK = 512
 """Bytes in whole multiples of which torch's CUDA allocator gives memory."""
 
@@ -77,12 +79,12 @@ class AnswersForFakes(TorchDispatchMode):
 
 @contextmanager
 def gpu_kernels() -> Iterator[None]:
-    """Inside, `torch.nn.functional` keeps what a step on an NVIDIA GPU keeps, where the CPU computes otherwise.
+    """Inside, functions of torch and norms of ours keep what a step on an NVIDIA GPU keeps, where the CPU does not.
 
     For fake tensors: results are empty. They live on the CPU, because a torch that was built without CUDA cannot
     differentiate fake CUDA tensors. (A TorchFunctionMode would not reach what is recomputed in a backward pass.)
     """
-    plain_attention, plain_norm = F.scaled_dot_product_attention, F.rms_norm
+    plain_attention, plain_norm, asked = F.scaled_dot_product_attention, F.rms_norm, rows.lies_on_gpu
 
     def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **more: Any) -> Tensor:
         if not _is_fused():
@@ -93,10 +95,12 @@ def gpu_kernels() -> Iterator[None]:
         return _FusedRmsNorm.apply(x, weight)
 
     F.scaled_dot_product_attention, F.rms_norm = attention, rms_norm  # type: ignore[assignment]
+    rows.lies_on_gpu = lambda x: True
     try:
         yield
     finally:
         F.scaled_dot_product_attention, F.rms_norm = plain_attention, plain_norm
+        rows.lies_on_gpu = asked
 
 
 def _is_fused() -> bool:

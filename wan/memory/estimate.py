@@ -1,7 +1,7 @@
 """What a DiT takes by arithmetic: weights, ring of a block swap, and what a training step keeps for its backward pass.
 
 Exact for what is listed here, to the byte (tested against real tensors). Not in it: the trained network with its
-gradients and optimiser, what one block needs while it computes (`working_bytes` is an estimate), CUDA's own.
+gradients and optimiser, what one block needs while it computes, CUDA's own.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,6 @@ from wan.memory.swap import RING, aligned
 from wan.modules.block import WanAttentionBlock
 from wan.modules.dit import WanDiT
 from wan.variants import Variant
-
-WORKING_BYTES = 55.1
-"""Bytes a token and channel that one recomputed block keeps: measured, eager bfloat16 with LoRA on every linear, 14B at
-32760 tokens (41.1 compiled). The gradients' own tensors come on top."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +79,6 @@ def memory_need(variant: Variant, holding: Holding, tokens: int = 0) -> MemoryNe
     assert holding.recomputes or not tokens, "what blocks keep without recomputation hangs on the kernels"
     return MemoryNeed(weights=rest_bytes(variant, holding.dtype) + (layers - holding.swapped) * block, ring=ring * flat,
                       kept=kept, host_weights=holding.swapped * flat, host_kept=host_kept)
-
-
-def working_bytes(variant: Variant, tokens: int) -> int:
-    """An estimate of what the block that computes needs in a training step (`WORKING_BYTES`)."""
-    return round(WORKING_BYTES * tokens * variant.dim)
 
 
 def block_bytes(variant: Variant, holding: Holding) -> tuple[int, int]:

@@ -5,16 +5,16 @@ of the model.
 """
 
 from dataclasses import dataclass
+import itertools
 
 from wan.memory.policies import Policy
 from wan.variants import Variant
 
-PLAIN_UNITS = 27.5
-"""Units that a block keeps when nothing is recomputed and nothing compiled, and f/d is 2.7 (14B: 55.1 bytes a token and
-channel on an H200). A wider feed-forward keeps 2.35 units more for each f/d: 1.3B compiled keeps 53.9 bytes."""
-COMPILED_UNITS = 20.55
-"""The same compiled: 41.1 bytes a token and channel for 14B."""
+ALL_UNITS = 20.55
+"""Units that a block keeps when nothing is recomputed and f/d is 2.7: 41.1 bytes a token and channel, 14B compiled on
+an H200. Uncompiled it is the same, since norms keep their input alone (`wan.modules.rows`)."""
 UNITS_PER_RATIO = 2.05
+"""More for each f/d of a wider feed-forward: 1.3B compiled keeps 53.9 bytes."""
 WORK = 1.3
 """A block that is recomputed works with this many times what it would keep (measured: 8.2 GiB for 6.4, 14B at 81
 frames)."""
@@ -42,8 +42,8 @@ class Step:
         ratio = self.variant.ffn_dim / self.variant.dim
         image = 1.0 if self.variant.has_image_branch else 0.0  # what attention to the CLIP tokens gives
         if policy == "none":
-            plain = COMPILED_UNITS if self.compiled else PLAIN_UNITS + image  # and its sum with that to the text
-            units = plain + UNITS_PER_RATIO * (ratio - 2.7) + image
+            sums = 0.0 if self.compiled else image  # of what attention to the CLIP tokens and to the text gave
+            units = ALL_UNITS + UNITS_PER_RATIO * (ratio - 2.7) + image + sums
         elif policy == "matmuls":
             # Compiled: block input, q, k, v, attention, x, cross q, cross attention, x, the feed-forward's middle. Else
             # results of products are kept as they came: of eight linears and, beside them, of LoRA's second products.
@@ -61,13 +61,15 @@ class Step:
 def choose(step: Step, room: int) -> list[Policy] | None:
     """The fastest policies for all blocks whose activations fit into `room` bytes; None where not even `full` does.
 
-    Keeping all products is as fast as keeping everything, so blocks go over from the next cheaper policy to the faster
-    one, as many as fit (measured on an H200: matmuls 219, attention 241, full 288 ms a block, nothing recomputed 219).
+    Blocks go over from the next cheaper policy to the faster one, as many as fit (measured on an H200, compiled:
+    matmuls 219, attention 241, full 288 ms a block, nothing recomputed 219: so `none` is not mixed with `matmuls`).
+    Uncompiled, `matmuls` keeps more than `none` and is left out.
     """
     blocks = step.variant.layers
     if step.activations(["none"] * blocks) <= room:
         return ["none"] * blocks
-    for faster, cheaper in zip(FASTEST[1:], FASTEST[2:], strict=False):
+    others = [policy for policy in FASTEST if policy != ("none" if step.compiled else "matmuls")]
+    for faster, cheaper in itertools.pairwise(others):
         for count in range(blocks, -1, -1):
             mix: list[Policy] = [faster] * count + [cheaper] * (blocks - count)
             if step.activations(mix) <= room:

@@ -24,9 +24,14 @@ NARROWEST, WIDEST = 512, 16384
 """Widths for which a program a row is the right size."""
 
 
+def lies_on_gpu(x: Tensor) -> bool:
+    """Whether `x` is a GPU's; what counts a GPU's memory without one puts its own answer in this place."""
+    return x.is_cuda
+
+
 def goes_by_rows(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether a norm of `x` with these weights is computed by the operators of this file."""
-    return (x.is_cuda and x.dtype in HALF and NARROWEST <= x.shape[-1] <= WIDEST
+    return (lies_on_gpu(x) and x.dtype in HALF and NARROWEST <= x.shape[-1] <= WIDEST
             and not any(weight is not None and weight.requires_grad for weight in weights))
 
 
@@ -95,7 +100,7 @@ def rms_norm_rows(x: Tensor, weight: Tensor, eps: float, cos: Tensor | None, sin
 
 @operator("(Tensor gradient, Tensor x, Tensor weight, Tensor scales, Tensor? cos, Tensor? sin) -> Tensor",
           lambda gradient, x, weight, scales, cos, sin: torch.empty_like(x))
-def rms_norm_rows_backward(gradient: Tensor, x: Tensor, weight: Tensor, scales: Tensor, cos: Tensor | None,  # noqa: PLR0913
+def rms_norm_rows_backward(gradient: Tensor, x: Tensor, weight: Tensor, scales: Tensor, cos: Tensor | None,
                            sin: Tensor | None) -> Tensor:
     """Gradient of `x` in `rms_norm_rows`."""
     gradient, x = gradient.contiguous(), x.contiguous()

@@ -82,10 +82,9 @@ def test_operators_are_sound_for_compiling() -> None:
 @pytest.fixture
 def by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms of the model take the operators on the CPU too, whatever their width."""
-    for module in ("norm", "modulation"):
-        monkeypatch.setattr(f"wan.modules.{module}.goes_by_rows",
-                            lambda x, *weights: not any(weight is not None and weight.requires_grad
-                                                        for weight in weights))
+    monkeypatch.setattr(rows, "lies_on_gpu", lambda x: True)
+    monkeypatch.setattr(rows, "NARROWEST", 1)
+    monkeypatch.setattr(rows, "HALF", (torch.float32,))
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, "compiled"])
