@@ -111,8 +111,12 @@ class BlockRunner:
     def _part(self, name: str, policy: Policy) -> Callable[..., Tensor]:
         if (name, policy) not in self._parts:
             part = kept_by(_PARTS[name], policy, has_dropout=self.has_dropout, is_traced=self._compile is not None)
-            self._parts[name, policy] = part if self._compile is None else _CompiledOrNot(
-                self._compile(part), part, self.graphs)
+            if self._compile is not None:
+                # Uncompiled, `matmuls` keeps twice as much, which may not fit where the compiled one was chosen to.
+                plain = kept_by(_PARTS[name], "attention" if policy == "matmuls" else policy,
+                                has_dropout=self.has_dropout)
+                part = _CompiledOrNot(self._compile(part), plain, self.graphs)
+            self._parts[name, policy] = part
         return self._parts[name, policy]
 
     def _whole(self, i: int, tokens: Tensor, inputs: PassInputs) -> Tensor:
@@ -120,7 +124,7 @@ class BlockRunner:
 
 
 class _CompiledOrNot:
-    """The compiled part; the plain one from the moment on when compiling fails, which is told once."""
+    """The compiled part; the plain one, which keeps no more, from the moment on when compiling fails: told once."""
 
     def __init__(self, compiled: Callable[..., Tensor], plain: Callable[..., Tensor], graphs: GraphLog) -> None:
         self._compiled, self._plain, self._graphs = compiled, plain, graphs

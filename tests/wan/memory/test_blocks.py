@@ -10,6 +10,7 @@ from common.errors import ConfigError
 from networks.lora import LoraNetwork
 from networks.lora_wan import create_network
 from tests.tiny_dit import tiny_dit, tiny_inputs, tiny_variant
+from training.estimating.live_bytes import LiveBytes
 from wan.memory.blocks import BlockRunner, run_blocks, stop_running_blocks
 from wan.memory.policies import POLICIES, SHORT_KEYS, parse_policies
 from wan.modules.dit import WanDiT
@@ -139,16 +140,39 @@ def test_policies_are_read_from_text() -> None:
             parse_policies(text, 3)
 
 
+def broken(graph: Any, inputs: Any) -> Any:
+    """A back end that compiles nothing."""
+    raise RuntimeError("no compiler here")
+
+
+def alive_after_a_forward(dit: WanDiT) -> int:
+    """Bytes that the blocks keep for the backward pass, and the result."""
+    inputs = tiny_inputs(frames=5)
+    with LiveBytes() as counter:
+        result = dit(*inputs)
+        assert result.requires_grad
+        return counter.live
+
+
+def test_a_block_that_falls_back_keeps_no_more_than_it_was_to_keep_compiled() -> None:
+    torch._dynamo.reset()
+    dit = tiny_dit(dtype=torch.bfloat16)
+    network = trained(dit)
+    kept = {}
+    for policy in ("attention", "matmuls"):
+        run_blocks(dit, [policy] * 4, has_dropout=False)
+        kept[policy] = alive_after_a_forward(dit)
+    run_blocks(dit, ["matmuls"] * 4, compiled=True, has_dropout=False, backend=broken)  # type: ignore[arg-type]
+    gradients(dit, network)
+    assert alive_after_a_forward(dit) == kept["attention"] < kept["matmuls"]
+
+
 def test_a_block_that_cannot_be_compiled_runs_as_it_is_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     torch._dynamo.reset()
     dit = tiny_dit()
     network = trained(dit)
     plain = gradients(dit, network)
-
-    def broken(graph: Any, inputs: Any) -> Any:
-        raise RuntimeError("no compiler here")
-
-    runner: BlockRunner = run_blocks(dit, ["none"] * 4, compiled=True, has_dropout=False,
+    runner: BlockRunner = run_blocks(dit, ["none", "matmuls", "attention", "full"], compiled=True, has_dropout=False,
                                      backend=broken)  # type: ignore[arg-type]
     assert runner.is_compiled
     assert all(map(torch.equal, plain, gradients(dit, network)))
