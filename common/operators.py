@@ -17,7 +17,7 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
     """
     def register(function: Callable[..., Any]) -> Any:
         name = f"{NAMESPACE}::{function.__name__}"
-        torch.library.define(name, schema)
+        torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
         torch.library.impl(name, "default", function)
         torch.library.register_fake(name, fake)
         return getattr(getattr(torch.ops, NAMESPACE), function.__name__).default
