@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 TORCH_VERSION = "2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+TRITON_VERSION = "3.6.0"
+"""For the tests of our kernels, which Triton interprets and compiles without a GPU. A torch for CUDA has its own."""
 
 
 def venv_python() -> Path:
@@ -67,12 +69,22 @@ def install_torch() -> None:
              '  for example  TORCH="torch --index-url https://download.pytorch.org/whl/cu130"')
 
 
+def install_triton() -> None:
+    """Install Triton where torch has brought none; where there is no build of it, tests of kernels are skipped."""
+    has_one = subprocess.run([str(venv_python()), "-c", "import triton"], capture_output=True).returncode == 0
+    if has_one or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return
+    if not pip(f"triton=={TRITON_VERSION}", quiet_failure=True):
+        print(f"note: triton {TRITON_VERSION} could not be installed; tests of GPU kernels will be skipped", flush=True)
+
+
 def main() -> None:
     """Create the environment where it is missing or older than the requirement files."""
     if sys.version_info < (3, 11):
         sys.exit(f"error: Python {platform.python_version()}; OmniTuner needs 3.11 or newer")
     files = ["requirements.txt"] + (["requirements-dev.txt"] if "--dev" in sys.argv[1:] else [])
-    digest = hashlib.sha256("".join((ROOT / name).read_text() for name in files).encode()).hexdigest()
+    wanted = "".join([*((ROOT / name).read_text() for name in files), TRITON_VERSION])
+    digest = hashlib.sha256(wanted.encode()).hexdigest()
     stamp = VENV / f".installed-{len(files)}"
     if venv_python().exists() and stamp.exists() and stamp.read_text() == digest:
         return
@@ -83,6 +95,8 @@ def main() -> None:
     print(f"installing {' and '.join(files)} (some minutes the first time)", flush=True)
     if not pip(*[part for name in files for part in ("-r", str(ROOT / name))]):
         sys.exit("error: pip could not install the requirements; its message is above")
+    if "--dev" in sys.argv[1:]:
+        install_triton()
     stamp.write_text(digest)
 
 
