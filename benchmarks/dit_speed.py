@@ -144,9 +144,14 @@ class Bench:
 
     def _optimise(self) -> float:
         """The loss comes back: reading it is a step's one wait for the device, as in the trainer's loop."""
+        from training.optimizers import step_unless
+
         assert self.trial.optimizer is not None
-        loss = self.trial.bucket.reduce(1.0).loss
-        self.trial.optimizer.step()
+        queued = self.trial.bucket.queue_reduce(1.0)
+        is_taken = step_unless(self.trial.optimizer, queued.refused)
+        loss = queued.read().loss
+        if not is_taken:
+            self.trial.optimizer.step()
         return loss
 
     def _settled(self, row: Row) -> Any:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 import signal
 import time
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from training.ahead import Ahead
 from training.callbacks import Callback, Outcome, RunState, StepReport, ValidationReport, end_all
 from training.guard import ExplodedLoss, Guard, NonFiniteLoss
-from training.optimizers import current_rates
+from training.optimizers import current_rates, step_unless
 from training.parallel import GradientBucket, Processes, StepTotals
 from training.signals import StopWish
 
@@ -227,16 +227,24 @@ class Loop:
         if self.wish:
             self._bucket.ask_to_stop()
         told = [part for part in seen if part.sigmas]
-        queued = self._bucket.queue_reduce(self.settings.max_grad_norm, also=[part.per_sample for part in told])
+        queued = self._bucket.queue_reduce(self.settings.max_grad_norm, limits=self.guard.limits(),
+                                           also=[part.per_sample for part in told])
         if self._goes_on:
             batches.look_ahead()
         for callback in self.callbacks:
             callback.while_computing(self)
-        totals = queued.read()
-        self._refuse(totals, seen)
-        self.is_between_steps = False
         rates = current_rates(self.optimizer)
-        self.optimizer.step()
+        self.is_between_steps = False
+        is_taken = step_unless(self.optimizer, queued.refused)
+        self.is_between_steps = not is_taken
+        totals = queued.read()
+        if totals.is_refused:
+            self.is_between_steps = True
+            self._refuse(totals, seen)
+        self.guard.count(totals.loss, totals.grad_norm)
+        self.is_between_steps = False
+        if not is_taken:
+            self.optimizer.step()
         self.schedule.step()
         self.job.after_step()
         self.state.batches_in_epoch += used
@@ -251,12 +259,10 @@ class Loop:
                           drawn=tuple(zip([sigma for part in told for sigma in part.sigmas], totals.also, strict=True)),
                           is_state_due=totals.is_state_due)
 
-    def _refuse(self, totals: StepTotals, seen: Sequence[BatchLoss]) -> None:
-        """Raise where the step must not touch the weights, naming its items."""
+    def _refuse(self, totals: StepTotals, seen: Sequence[BatchLoss]) -> NoReturn:
+        """Tell why the step does not touch the weights, naming its items."""
         is_finite = math.isfinite(totals.loss) and math.isfinite(totals.grad_norm)
         too_large = self.guard.finds(totals.loss, totals.grad_norm) if is_finite else ""
-        if is_finite and not too_large:
-            return
         losses = [(name, value) for part in seen
                   for name, value in zip(part.names, part.per_sample.tolist(), strict=True)]
         everywhere = [pair for one in self.processes.gather(losses) for pair in one]

@@ -10,6 +10,7 @@ from common.errors import ConfigError, nearest
 from common.logs import get_logger
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.optim import Optimizer
 
 log = get_logger(__name__)
@@ -159,6 +160,24 @@ def is_fused_by_default(kind: type, groups: Sequence[Mapping[str, Any]], options
     is_known = kind.__name__ in FUSED and kind.__module__.startswith("torch.optim.")
     says = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
     return is_known and not says and all(one.is_cuda for group in groups for one in group["params"])
+
+
+def step_unless(optimizer: "Optimizer", refused: "Tensor") -> bool:
+    """Queue a step that the device leaves out where `refused` is 1; False, and no step, where it cannot do that.
+
+    torch's fused Adam and AdamW can, as its GradScaler has them do: with 1 they leave weights, averages and their count
+    of steps alone, with 0 nothing is different. So their host work is done while the device still computes.
+    """
+    kind = type(optimizer)
+    if kind.__name__ not in ("Adam", "AdamW") or not kind.__module__.startswith("torch.optim.") or not all(
+            group.get("fused") for group in optimizer.param_groups):
+        return False
+    optimizer.found_inf = refused  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    return True
 
 
 def _relative_adafactor(kind: type, groups: list[dict[str, Any]], learning_rate: float,

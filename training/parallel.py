@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+import math
 from typing import Any
 
 import torch
@@ -81,6 +82,8 @@ class StepTotals:
     samples: int
     grad_norm: float
     """Norm of the mean gradient, before clipping."""
+    is_refused: bool = False
+    """Whether the loss or the gradient is no number, or above its limit: the same on every process."""
     is_to_stop: bool = False
     """Whether any process was asked to stop."""
     is_state_due: bool = False
@@ -96,8 +99,10 @@ class QueuedTotals:
     """
 
     def __init__(self, numbers: Tensor) -> None:
-        """`numbers`: state wish, stop wish, loss, samples, gradient norm, then what else was to be read."""
+        """`numbers`: state wish, stop wish, loss, samples, gradient norm, refusal, then what else was to be read."""
         self._numbers, self._arrived = numbers, None
+        self.refused = numbers[5]
+        """1 on the device where the step must not be taken, else 0."""
         if numbers.is_cuda:
             self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self._numbers.copy_(numbers, non_blocking=True)
@@ -107,9 +112,9 @@ class QueuedTotals:
         """Wait for them."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        state, stop, loss, count, size, *more = self._numbers.tolist()
-        return StepTotals(loss=loss, samples=int(count), grad_norm=size, is_to_stop=stop > 0, is_state_due=state > 0,
-                          also=tuple(more))
+        state, stop, loss, count, size, refused, *more = self._numbers.tolist()
+        return StepTotals(loss=loss, samples=int(count), grad_norm=size, is_refused=refused > 0, is_to_stop=stop > 0,
+                          is_state_due=state > 0, also=tuple(more))
 
 
 class GradientBucket:
@@ -155,10 +160,12 @@ class GradientBucket:
         """`queue_reduce`, and wait for what it tells."""
         return self.queue_reduce(max_grad_norm, also=also).read()
 
-    def queue_reduce(self, max_grad_norm: float = 0.0, *, also: Sequence[Tensor] = ()) -> QueuedTotals:
+    def queue_reduce(self, max_grad_norm: float = 0.0, *, limits: tuple[float, float] = (math.inf, math.inf),
+                     also: Sequence[Tensor] = ()) -> QueuedTotals:
         """Sum over processes, divide by the samples, clip to `max_grad_norm` (0: not), and report.
 
-        `also` are vectors of this process that are read with the report, so that they cost no wait of their own.
+        A step is refused whose loss or gradient norm is no number or above its limit. `also` are vectors of this
+        process that are read with the report, so that they cost no wait of their own.
         """
         if self.processes.count > 1:
             dist.all_reduce(self._flat)
@@ -168,7 +175,9 @@ class GradientBucket:
         norm = gradients.norm()
         if max_grad_norm > 0:
             gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        told = torch.cat([self._flat[-4:-1], torch.stack([samples, norm])])
+        largest = torch.finfo(torch.float32).max  # a comparison with it is false for infinity and for no number
+        is_fine = (self._flat[-2] <= min(limits[0], largest)) & (norm <= min(limits[1], largest))
+        told = torch.cat([self._flat[-4:-1], torch.stack([samples, norm, (~is_fine).to(norm)])])
         return QueuedTotals(torch.cat([told, *(one.to(told) for one in also)]))
 
 

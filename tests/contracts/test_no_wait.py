@@ -45,7 +45,7 @@ def test_a_whole_step_reads_nothing(design: str, mode: str) -> None:
         result = one.loss(one.ready(loaded))
         result.total.backward()  # type: ignore[no-untyped-call]
         bucket.add_loss(result.total, len(result.names))
-        queued = bucket.queue_reduce(1.0, also=[result.per_sample])
+        queued = bucket.queue_reduce(1.0, limits=(3.0, 4.0), also=[result.per_sample])
         optimizer.step()
         one.after_step()
     assert result.total.is_meta and len(result.sigmas) == SAMPLES

@@ -1,6 +1,7 @@
 """A run that is asked to stop, and one whose loss blows up."""
 
 from datetime import timedelta
+import math
 import os
 from pathlib import Path
 import signal
@@ -192,9 +193,14 @@ def test_an_exploded_loss_stops_before_the_weights_and_names_the_items() -> None
 
 
 def test_the_guard_waits_looks_back_and_can_be_switched_off() -> None:
-    guard = Guard(10.0)
-    assert not any(guard.finds(1000.0 if step == 3 else 1.0, 1.0) for step in range(Guard.SMALLEST))
+    guard, off = Guard(10.0), Guard(0.0)
+    for step in range(Guard.SMALLEST):
+        loss = 1000.0 if step == 3 else 1.0
+        assert guard.limits() == (math.inf, math.inf) and not guard.finds(loss, 1.0)
+        guard.count(loss, 1.0)
+        off.count(10.0**step, 1.0)
+    assert guard.limits() == (10.0, 100.0) and off.limits() == (math.inf, math.inf)
     assert "the loss is 11, 11 times the median" in guard.finds(11.0, 1.0)
     assert not guard.finds(9.0, 1.0) and not guard.finds(1.0, 99.0)
     assert "the gradient's norm is 101" in guard.finds(1.0, 101.0)
-    assert not any(Guard(0.0).finds(10.0**step, 1.0) for step in range(60))
+    assert not off.finds(1e30, 1.0)
