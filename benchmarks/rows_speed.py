@@ -1,6 +1,7 @@
 """Norms, rotation and scaling to eight bits by themselves: our kernels beside the same compiled by torch.
 
     python -m benchmarks.rows_speed RESULTS            # at the models' shapes, on a GPU; half a minute on an H200
+    python -m benchmarks.rows_speed RESULTS --per_thread 16 32 64    # numbers of a row that a thread holds
     python -m benchmarks.rows_speed RESULTS --tiny     # on the CPU, where torch runs both as written: does it run?
 
 Shapes: tokens of 480x832x81 and 480x480x25 at the widths of 14B and 1.3B, and of their feed-forward parts. Times are of
@@ -95,8 +96,8 @@ def compiled(work: Callable[[Any], Any], where: Any) -> Callable[[Any], Any]:
     return torch.compile(work, dynamic=False) if where.type == "cuda" else work
 
 
-def run(records: Records, *, is_tiny: bool) -> list[dict[str, Any]]:
-    """Every pass at every shape."""
+def run(records: Records, per_thread: list[int], *, is_tiny: bool) -> list[dict[str, Any]]:
+    """Every pass at every shape, with as many numbers a thread as asked for; none given: as usual."""
     import torch
     import torch._functorch.config
 
@@ -104,9 +105,14 @@ def run(records: Records, *, is_tiny: bool) -> list[dict[str, Any]]:
     where, lines = torch.device("cpu" if is_tiny else "cuda:0"), []
     for rows, width in TINY if is_tiny else SHAPES:
         for one in passes(rows, width, where):
-            seconds, plain = timed(one.ours, where), timed(one.plain, where)
-            lines.append(records.add("rows", row=f"{one.name}: {rows} x {width}", is_tiny=is_tiny, seconds=seconds,
-                                     plain_s=plain, gb_per_s=one.nbytes / seconds / 1e9))
+            plain, row = timed(one.plain, where), f"{one.name}: {rows} x {width}"
+            for count in per_thread or [0]:
+                if count:
+                    from wan.modules import rows_triton
+                    rows_triton.NUMBERS_A_THREAD = count
+                seconds = timed(one.ours, where)
+                lines.append(records.add("rows", row=row + (f", {count} a thread" if count else ""), is_tiny=is_tiny,
+                                         seconds=seconds, plain_s=plain, gb_per_s=one.nbytes / seconds / 1e9))
         torch._dynamo.reset()
     return lines
 
@@ -125,8 +131,9 @@ def main() -> int:
     parser.add_argument("results", type=Path)
     parser.add_argument("--tiny", action="store_true", help="a small shape on the CPU")
     parser.add_argument("--commit", help="of what is measured, where the tree came without its history")
+    parser.add_argument("--per_thread", type=int, nargs="+", default=[], help="numbers of a row that a thread holds")
     given = parser.parse_args()
-    print(table(run(Records(given.results, commit=given.commit), is_tiny=given.tiny)))
+    print(table(run(Records(given.results, commit=given.commit), given.per_thread, is_tiny=given.tiny)))
     return 0
 
 

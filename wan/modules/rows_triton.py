@@ -7,6 +7,9 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
+NUMBERS_A_THREAD = 32
+"""Of a row: four reads of 16 bytes in half precision."""
+
 
 @triton.jit
 def _layer_norm(x, weight, shift, out, means, scales, token_rows, eps, width: tl.constexpr,  # noqa: PLR0913
@@ -131,8 +134,8 @@ def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, scales: Tenso
 
 
 def warps(block: int) -> int:
-    """Warps of a program that holds `block` numbers: 32 numbers a thread, which is four reads of 16 bytes."""
-    return min(16, max(1, block // 1024))
+    """Warps of a program that holds `block` numbers."""
+    return min(16, max(1, block // (32 * NUMBERS_A_THREAD)))
 
 
 def on_its_device(x: Tensor) -> AbstractContextManager[object]:
