@@ -17,6 +17,7 @@ from tests.wan.memory.test_blocks import gradients, trained
 from wan.memory.blocks import run_blocks
 from wan.memory.policies import POLICIES
 from wan.modules import rows
+from wan.modules.norm import RMSNorm
 from wan.modules.rope import Rope, grid_positions, rope_table, rotate
 
 SIZES = [(6, 40, 8, 2), (10, 72, 12, 5), (4, 1536, 128, 4), (2, 600, 24, 1)]
@@ -108,6 +109,15 @@ def test_a_model_by_rows_gives_the_outputs_and_gradients_of_one_without(policy: 
         for one, other in zip(plain, found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize(("tokens", "head"), [(3, 8), (12, 8), (6, 4)])
+def test_positions_of_other_tokens_are_refused(by_rows: None, tokens: int, head: int) -> None:
+    """A table that fits the rows by chance would turn tokens to wrong places without a word."""
+    rope = rope_table(grid_positions((1, tokens, 1), torch.device("cpu")), head)
+    norm = RMSNorm(16, 1e-6).requires_grad_(False)
+    with pytest.raises(AssertionError, match="positions"):
+        norm.rotated(torch.randn(2, 6, 16), rope, heads=2)
 
 
 def test_a_norm_that_is_trained_gets_its_gradients(by_rows: None) -> None:
