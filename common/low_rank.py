@@ -23,7 +23,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def _like_base(base: Tensor, low: Tensor, up: Tensor, strength: float) -> Tensor:
-    return torch.empty_like(base)
+    return torch.empty_like(base, memory_format=torch.contiguous_format)
 
 
 @operator("(Tensor base, Tensor low, Tensor up, float strength) -> Tensor", _like_base)

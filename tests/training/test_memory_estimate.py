@@ -87,6 +87,14 @@ def test_adding_up_blocks_gives_the_whole_model(recipe: Recipe) -> None:
     assert len(added.portions.blocks) < 4 == len(whole.portions.blocks)
 
 
+def test_frames_given_at_timestep_0_cost_the_table_of_their_times() -> None:
+    ((name, told),) = HEARING.conditions
+    plain = replace(HEARING, is_gpu=True, compiled=True, dtype=torch.bfloat16)
+    timed = replace(plain, conditions=((name, (*told, ("given", "t0"))),))
+    table = FRAMES * (SIDE // 2)**2 * 6 * TINY.dim * 4
+    assert estimate_memory(timed, batch()).activations - estimate_memory(plain, batch()).activations == table
+
+
 @pytest.mark.parametrize("recipe", [PLAIN, replace(HEARING, activations="full"),
                                     replace(HEARING, dtype=torch.bfloat16, fp8=Fp8Settings())])
 def test_real_tensors_take_what_was_estimated(recipe: Recipe) -> None:

@@ -34,7 +34,7 @@ def decide(config: TrainConfig, plan: Plan, batches: EpochBatches) -> TrainConfi
     free = reach(device)
     recipe = replace(recipe_of(config, plan, is_gpu=True), activations="full", compiled=False)
     memory = estimate_memory(recipe, largest_inputs(plan, batches))
-    step = Step(plan.variant, largest_batch(plan), config.speed.compiles)
+    step = Step(plan.variant, largest_batch(plan), config.speed.compiles, recipe.own_times)
     block = block_bytes(plan.variant, Holding(recipe.dtype, recipe.fp8))[1]
     static, room = static_bytes(memory), int(free * (1 - MARGIN)) - CONTEXT
     found = settle(step, static, room, block)

@@ -166,7 +166,7 @@ def _by_formula(recipe: Recipe, inputs: StepInputs) -> float:
     variant = recipe.variant
     samples, _, *sizes = inputs.latents.shape
     frames, height, width = (size // patch for size, patch in zip(sizes, variant.patch, strict=True))
-    step = Step(variant, samples * frames * height * width, recipe.compiled)
+    step = Step(variant, samples * frames * height * width, recipe.compiled, recipe.own_times)
     return float(step.activations(parse_policies(recipe.activations, variant.layers)))
 
 

@@ -72,6 +72,11 @@ class Recipe:
     """Whether an average of the weights is kept (`--ema_decay`)."""
 
     @property
+    def own_times(self) -> bool:
+        """Whether tokens have timesteps of their own: a condition shows given frames at timestep 0."""
+        return any(("given", "t0") in given for _, given in self.conditions)
+
+    @property
     def checkpointing(self) -> bool:
         """Whether every block is computed again."""
         return self.activations == "full"

@@ -85,7 +85,7 @@ class BlockRunner:
             if self.is_compiled and not self.graphs.skipped:
                 log.warning("blocks run uncompiled where a condition acts inside their attention, as one does here")
             self.graphs.skipped += self.is_compiled
-            return kept_by(self._whole, policy, has_dropout=self.has_dropout)(i, tokens, inputs)
+            return kept_by(self._whole, self._uncompiled(policy), has_dropout=self.has_dropout)(i, tokens, inputs)
         for state in points.before_block:
             tokens = self._hooked(state.before_block, state, "before_block", policy, i, tokens, inputs)
         block, bare = self.blocks[i], without_hooks(inputs)
@@ -112,12 +112,17 @@ class BlockRunner:
         if (name, policy) not in self._parts:
             part = kept_by(_PARTS[name], policy, has_dropout=self.has_dropout, is_traced=self._compile is not None)
             if self._compile is not None:
-                # Uncompiled, `matmuls` keeps twice as much, which may not fit where the compiled one was chosen to.
-                plain = kept_by(_PARTS[name], "attention" if policy == "matmuls" else policy,
-                                has_dropout=self.has_dropout)
+                plain = kept_by(_PARTS[name], self._uncompiled(policy), has_dropout=self.has_dropout)
                 part = _CompiledOrNot(self._compile(part), plain, self.graphs)
             self._parts[name, policy] = part
         return self._parts[name, policy]
+
+    def _uncompiled(self, policy: Policy) -> Policy:
+        """What a block keeps that runs uncompiled; where it was to be compiled, nothing that keeps more than it would.
+
+        Uncompiled, `matmuls` keeps twice as much, which may not fit where the compiled one was chosen to.
+        """
+        return "attention" if self.is_compiled and policy == "matmuls" else policy
 
     def _whole(self, i: int, tokens: Tensor, inputs: PassInputs) -> Tensor:
         return WanDiT.run_block(self._dit, i, tokens, inputs)

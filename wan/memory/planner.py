@@ -15,6 +15,11 @@ ALL_UNITS = 20.55
 an H200. Uncompiled it is the same, since norms keep their input alone (`wan.modules.rows`)."""
 UNITS_PER_RATIO = 2.05
 """More for each f/d of a wider feed-forward: 1.3B compiled keeps 53.9 bytes."""
+TIMES_UNITS = 10.0
+"""More, uncompiled, where tokens have timesteps of their own: norms are modulated operation by operation, and there are
+as many scales and gates as tokens, in float32."""
+TABLE_UNITS = 12.0
+"""Six rows a token in float32, which all blocks share there, compiled or not."""
 WORK = 1.3
 """A block that is recomputed works with this many times what it would keep (measured: 8.2 GiB for 6.4, 14B at 81
 frames)."""
@@ -31,6 +36,8 @@ class Step:
     tokens: int
     """Of all samples of the largest batch."""
     compiled: bool
+    own_times: bool = False
+    """Whether tokens have timesteps of their own (given frames that stand at 0)."""
 
     @property
     def unit(self) -> int:
@@ -42,8 +49,9 @@ class Step:
         ratio = self.variant.ffn_dim / self.variant.dim
         image = 1.0 if self.variant.has_image_branch else 0.0  # what attention to the CLIP tokens gives
         if policy == "none":
-            sums = 0.0 if self.compiled else image  # of what attention to the CLIP tokens and to the text gave
-            units = ALL_UNITS + UNITS_PER_RATIO * (ratio - 2.7) + image + sums
+            # Uncompiled also the sum of what attention to the CLIP tokens and to the text gave.
+            more = 0.0 if self.compiled else image + TIMES_UNITS * self.own_times
+            units = ALL_UNITS + UNITS_PER_RATIO * (ratio - 2.7) + image + more
         elif policy == "matmuls":
             # Compiled: block input, q, k, v, attention, x, cross q, cross attention, x, the feed-forward's middle. Else
             # results of products are kept as they came: of eight linears and, beside them, of LoRA's second products.
@@ -55,7 +63,8 @@ class Step:
     def activations(self, policies: list[Policy]) -> int:
         """Bytes at the peak of a step: what all blocks keep, and what the block in work needs beside it."""
         work = 0.0 if set(policies) == {"none"} else WORK * self.kept("none")
-        return round(sum(map(self.kept, policies)) + work + 2 * self.unit)
+        shared = 2 + TABLE_UNITS * self.own_times
+        return round(sum(map(self.kept, policies)) + work + shared * self.unit)
 
 
 def choose(step: Step, room: int) -> list[Policy] | None:

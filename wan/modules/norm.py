@@ -26,6 +26,8 @@ class RMSNorm(nn.Module):
     def rotated(self, x: Float[Tensor, "B L D"], rope: Rope, heads: int) -> Float[Tensor, "B L N K"]:
         """Normalised `x` by heads, every token turned to its position."""
         if goes_by_rows(x, self.weight):
+            # The operator would take any table whose length divides the rows, and its kernel any at all.
+            assert rope.cos.shape == (x.shape[1], 1, x.shape[2] // heads), "positions of other tokens than these"
             return rms_norm_rows(x.flatten(0, 1), self.weight, self.eps, *rope)[0].view(*x.shape[:2], heads, -1)
         return rotate(self(x).unflatten(-1, (heads, -1)), rope)
 

@@ -39,9 +39,14 @@ def _statistics(x: Tensor, count: int) -> list[Tensor]:
     return [x.new_empty(x.shape[0], dtype=torch.float32) for _ in range(count)]
 
 
+def _fake_rows(x: Tensor) -> Tensor:
+    """What an operator makes of `x`: laid out row after row, however `x` lies."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def _fake_layer_norm(x: Tensor, weight: Tensor, shift: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     means, scales = _statistics(x, 2)
-    return torch.empty_like(x), means, scales
+    return _fake_rows(x), means, scales
 
 
 @operator("(Tensor x, Tensor weight, Tensor? shift, float eps) -> (Tensor, Tensor, Tensor)", _fake_layer_norm)
@@ -62,7 +67,7 @@ def layer_norm_rows(x: Tensor, weight: Tensor, shift: Tensor | None, eps: float)
 
 
 @operator("(Tensor gradient, Tensor x, Tensor weight, Tensor means, Tensor scales) -> Tensor",
-          lambda gradient, x, weight, means, scales: torch.empty_like(x))
+          lambda gradient, x, weight, means, scales: _fake_rows(x))
 def layer_norm_rows_backward(gradient: Tensor, x: Tensor, weight: Tensor, means: Tensor, scales: Tensor) -> Tensor:
     """Gradient of `x` in `layer_norm_rows`."""
     gradient, x, weight = gradient.contiguous(), x.contiguous(), weight.contiguous()
@@ -77,7 +82,7 @@ def layer_norm_rows_backward(gradient: Tensor, x: Tensor, weight: Tensor, means:
 
 def _fake_rms_norm(x: Tensor, weight: Tensor, eps: float, cos: Tensor | None, sin: Tensor | None
                    ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), *_statistics(x, 1)
+    return _fake_rows(x), *_statistics(x, 1)
 
 
 @operator("(Tensor x, Tensor weight, float eps, Tensor? cos, Tensor? sin) -> (Tensor, Tensor)", _fake_rms_norm)
@@ -99,7 +104,7 @@ def rms_norm_rows(x: Tensor, weight: Tensor, eps: float, cos: Tensor | None, sin
 
 
 @operator("(Tensor gradient, Tensor x, Tensor weight, Tensor scales, Tensor? cos, Tensor? sin) -> Tensor",
-          lambda gradient, x, weight, scales, cos, sin: torch.empty_like(x))
+          lambda gradient, x, weight, scales, cos, sin: _fake_rows(x))
 def rms_norm_rows_backward(gradient: Tensor, x: Tensor, weight: Tensor, scales: Tensor, cos: Tensor | None,
                            sin: Tensor | None) -> Tensor:
     """Gradient of `x` in `rms_norm_rows`."""
@@ -114,7 +119,7 @@ def rms_norm_rows_backward(gradient: Tensor, x: Tensor, weight: Tensor, scales: 
 
 
 def _spread(table: Float[Tensor, "T D"], rows: int) -> Float[Tensor, "M D"]:
-    return table.repeat_interleave(rows // len(table), dim=0)
+    return table if len(table) == 1 else table.repeat_interleave(rows // len(table), dim=0)
 
 
 def _turned(x: Float[Tensor, "M D"], cos: Tensor | None, sin: Tensor | None) -> Float[Tensor, "M D"]:

@@ -90,7 +90,9 @@ def _rms_norm_backward(gradient, x, weight, scales, cos, sin, out, tokens, width
 def layer_norm(x: Tensor, weight: Tensor, shift: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """See `rows.layer_norm_rows`; all contiguous."""
     rows, width = x.shape
-    out, (means, scales) = torch.empty_like(x), x.new_empty((2, rows), dtype=torch.float32)
+    # Tensors of their own: what an operator returns must not share memory, nor begin off the alignment that inductor
+    # counts with.
+    out, means, scales = torch.empty_like(x), *(x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     block = triton.next_power_of_2(width)
     with on_its_device(x):
         _layer_norm[(rows,)](x, weight, weight if shift is None else shift, out, means, scales, rows // len(weight),

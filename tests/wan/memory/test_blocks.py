@@ -145,11 +145,11 @@ def broken(graph: Any, inputs: Any) -> Any:
     raise RuntimeError("no compiler here")
 
 
-def alive_after_a_forward(dit: WanDiT) -> int:
+def alive_after_a_forward(dit: WanDiT, **more: Any) -> int:
     """Bytes that the blocks keep for the backward pass, and the result."""
     inputs = tiny_inputs(frames=5)
     with LiveBytes() as counter:
-        result = dit(*inputs)
+        result = dit(*inputs, **more)
         assert result.requires_grad
         return counter.live
 
@@ -165,6 +165,16 @@ def test_a_block_that_falls_back_keeps_no_more_than_it_was_to_keep_compiled() ->
     run_blocks(dit, ["matmuls"] * 4, compiled=True, has_dropout=False, backend=broken)  # type: ignore[arg-type]
     gradients(dit, network)
     assert alive_after_a_forward(dit) == kept["attention"] < kept["matmuls"]
+
+
+def test_a_block_with_a_condition_inside_keeps_no_more_than_it_was_to_keep_compiled() -> None:
+    dit = tiny_dit(dtype=torch.bfloat16)
+    trained(dit)
+    kept = {}
+    for policy, compiled in (("attention", False), ("matmuls", False), ("matmuls", True)):
+        run_blocks(dit, [policy] * 4, compiled=compiled, has_dropout=False)  # type: ignore[list-item]
+        kept[policy, compiled] = alive_after_a_forward(dit, conditions={"hooks": Inside(torch.ones(32))})
+    assert kept["matmuls", True] == kept["attention", False] < kept["matmuls", False]
 
 
 def test_a_block_that_cannot_be_compiled_runs_as_it_is_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

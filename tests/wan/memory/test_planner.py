@@ -24,9 +24,9 @@ def test_bytes_are_those_that_an_h200_measured(variant: Variant, tokens: int, po
     assert step.activations([policy] * variant.layers) / GIB == pytest.approx(measured, rel=0.05)
 
 
-@pytest.mark.parametrize("has_image", [False, True])
+@pytest.mark.parametrize(("has_image", "own_times"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("policy", ["none", "matmuls", "attention", "full"])
-def test_bytes_are_those_that_an_uncompiled_block_really_keeps(policy: Policy, has_image: bool,
+def test_bytes_are_those_that_an_uncompiled_block_really_keeps(policy: Policy, has_image: bool, own_times: bool,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """With LoRA on every linear, and norms as on a GPU."""
     monkeypatch.setattr("wan.modules.rows.lies_on_gpu", lambda x: True)
@@ -39,8 +39,12 @@ def test_bytes_are_those_that_an_uncompiled_block_really_keeps(policy: Policy, h
     run_blocks(dit, parse_policies(policy, 2), has_dropout=False)
     latents = torch.randn(1, 16, 2, 2 * 40, 2 * 40)
     given = {"channels": torch.randn(1, 20, 2, 80, 80), "clip_features": torch.randn(1, 257, 16)} if has_image else {}
-    tokens, inputs = dit.embed(latents, torch.tensor([500.0]), [torch.randn(5, 12)], **given)
-    step, owned = Step(variant, tokens.shape[1], compiled=False), sum(p.nbytes for p in dit.blocks[1].parameters())
+    times = torch.full((1, 2 * 40 * 40) if own_times else (1,), 500.0)
+    tokens, inputs = dit.embed(latents, times, [torch.randn(5, 12)], **given)
+    step = Step(variant, tokens.shape[1], compiled=False, own_times=own_times)
+    table = inputs.modulation[0].table.nbytes if own_times else 0
+    assert step.activations(["none"] * 2) == round(2 * step.kept("none") + 2 * step.unit + table)
+    owned = sum(p.nbytes for p in dit.blocks[1].parameters())
     first = tokens.detach().contiguous().requires_grad_()
     with LiveBytes() as counter:
         middle = dit.run_block(0, first, inputs)
