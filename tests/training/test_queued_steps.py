@@ -68,6 +68,19 @@ def test_a_broken_step_leaves_weights_averages_and_counts(kind: type, broken: fl
     assert not hasattr(loop.optimizer, "found_inf")
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU"))])
+def test_the_device_takes_a_step_or_leaves_it(device: str) -> None:
+    weight = nn.Parameter(torch.ones(3, device=device))
+    weight.grad = torch.ones(3, device=device)
+    optimizer = torch.optim.AdamW([weight], lr=0.5, fused=True)
+    for refused, moved in ((0.0, True), (1.0, False), (0.0, True)):
+        before, steps = weight.detach().clone(), float(optimizer.state[weight].get("step", 0))
+        assert step_unless(optimizer, torch.tensor(refused, device=device))
+        assert torch.equal(weight, before) is not moved
+        assert float(optimizer.state[weight]["step"]) == steps + moved
+
+
 @pytest.mark.parametrize(("value", "limits", "is_refused"), [
     (1.0, (math.inf, math.inf), False), (1.0, (1.0, math.inf), False), (1.1, (1.0, math.inf), True),
     (1.0, (math.inf, 0.5), True), (float("nan"), (math.inf, math.inf), True), (math.inf, (math.inf, math.inf), True)])
