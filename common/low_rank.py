@@ -5,17 +5,14 @@ one kernel reads the base, adds, and writes; elsewhere `addmm` does it. Rounded 
 """
 
 import functools
-from importlib.util import find_spec
 from typing import Any
 
 from jaxtyping import Float
 import torch
 from torch import Tensor
 
-from common.logs import get_logger
+from common.kernels import reason_against
 from common.operators import NAMESPACE, operator
-
-log = get_logger(__name__)
 
 LARGEST_RANK = 256
 """Ranks above are left to `addmm`: the product is no longer small beside the reading."""
@@ -71,19 +68,12 @@ def _has_kernel(base: Tensor, low: Tensor) -> bool:
 
 @functools.cache
 def why_not(device: torch.device, dtype: torch.dtype, rank: int) -> str:
-    """Why the kernel cannot be had there, told once; an empty text where it can, which is tried in small.
-
-    Without a C compiler or Python's headers Triton cannot start a kernel, and a high rank may not fit on a small GPU.
-    """
-    if find_spec("triton") is None:  # Windows, builds without CUDA: nothing is to be done about it
-        return "Triton is not installed"
-    base, low, up = (torch.ones(size, device=device, dtype=dtype) for size in ((3, 5), (3, rank), (5, rank)))
-    try:
+    """Why the kernel cannot be had there; an empty text where it can. A high rank may not fit on a small GPU."""
+    def attempt() -> str:
         from common.low_rank_triton import add
+
+        base, low, up = (torch.ones(size, device=device, dtype=dtype) for size in ((3, 5), (3, rank), (5, rank)))
         found = add(base, low, up, 1 / rank, torch.empty_like(base)).float().mean().item()
-        reason = "" if found == 2 else f"it gave {found} for 2"
-    except Exception as error:  # noqa: BLE001 - no compiler, an unknown card, too little memory of its own: all is here
-        reason = " ".join(f"{type(error).__name__}: {error}".split()[:40])
-    if reason:
-        log.warning("LoRA of rank %d is added without its own kernel, a little slower: %s", rank, reason)
-    return reason
+        return "" if found == 2 else f"it gave {found} for 2"
+
+    return reason_against(attempt, f"LoRA of rank {rank} is added without its own kernel, a little slower")

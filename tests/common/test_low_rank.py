@@ -1,17 +1,14 @@
 """The low-rank sum as one operator, and its kernel under Triton's interpreter (on a GPU: itself)."""
 
-from importlib.util import find_spec
-import os
 from pathlib import Path
-import subprocess
 import sys
 
 import pytest
 import torch
 
 from common.low_rank import add_low_rank, add_low_rank_in_place, why_not
+from tests.interpreted import needs_triton, run_interpreted
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = [(70, 200, 32), (64, 128, 4), (3, 257, 20), (130, 16, 64), (5, 7, 255)]
 
 
@@ -73,12 +70,9 @@ def test_the_kernel_does_what_torch_does() -> None:
     kernel_equals_torch("cuda", torch.bfloat16)
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which torch brings along for CUDA only")
+@needs_triton
 def test_the_kernel_does_what_torch_does_under_the_interpreter(tmp_path: Path) -> None:
-    # In a process of its own: Triton asks once, when it is imported, whether to interpret. Its products of bfloat16
-    # are wrong there (numpy has no such numbers).
+    # In float16: its products of bfloat16 are wrong there (numpy has no such numbers).
     code = ("import torch; from tests.common.test_low_rank import kernel_equals_torch; "
             "kernel_equals_torch('cpu', torch.float16)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)})
-    assert done.returncode == 0, done.stderr
+    run_interpreted(code, tmp_path)

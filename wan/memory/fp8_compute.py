@@ -7,20 +7,17 @@ GPU's units (fast), the result in bfloat16. LoRA is added beside it in bfloat16,
 
 from collections.abc import Sequence
 import functools
-from importlib.util import find_spec
 from typing import Any
 
 from jaxtyping import Float
 import torch
 from torch import Tensor, nn
 
-from common.logs import get_logger
+from common.kernels import reason_against
 from common.low_rank import add_low_rank_in_place, low_rank_gradients
 from common.operators import operator
 from wan.memory.fp8 import FP8_DTYPES, Fp8Linear, Fp8Settings, Quantised, dequantise, quantise
 from wan.modules.rows import WIDEST
-
-log = get_logger(__name__)
 
 E4M3 = FP8_DTYPES[0]
 LARGEST = torch.finfo(E4M3).max
@@ -53,21 +50,16 @@ def quantise_rows(x: Float[Tensor, "M K"]) -> tuple[Float[Tensor, "M K"], Float[
 
 @functools.cache
 def why_not(device: torch.device) -> str:
-    """Why rows cannot be quantised by the kernel there, told once; an empty text where they can: it is tried."""
-    if find_spec("triton") is None:  # Windows, builds without CUDA: nothing is to be done about it
-        return "Triton is not installed"
-    x = torch.arange(-3.0, 5, device=device).to(torch.bfloat16)[None]
-    try:
+    """Why rows cannot be quantised by the kernel there (a card without float8); an empty text where they can."""
+    def attempt() -> str:
         from wan.memory.fp8_triton import quantise as by_kernel
 
+        x = torch.arange(-3.0, 5, device=device).to(torch.bfloat16)[None]
         values = torch.empty_like(x, dtype=E4M3)
         scale = by_kernel(x, values, LARGEST, SMALLEST_SCALE)
-        reason = "" if torch.allclose(values.float() * scale, x.float(), rtol=0.07) else "it gave other numbers"
-    except Exception as error:  # noqa: BLE001 - no compiler, a card without float8: torch's own operations do it
-        reason = " ".join(f"{type(error).__name__}: {error}".split()[:40])
-    if reason:
-        log.warning("rows are quantised without their own kernel, slower: %s", reason)
-    return reason
+        return "" if torch.allclose(values.float() * scale, x.float(), rtol=0.07) else "it gave other numbers"
+
+    return reason_against(attempt, "rows are quantised without their own kernel, slower")
 
 
 def _fake_product(rows: Tensor, row_scale: Tensor, values: Tensor, bias: Tensor | None, low_rank: list[Tensor],

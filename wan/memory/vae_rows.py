@@ -7,12 +7,14 @@ written to where the next convolution reads it.
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+import functools
 
 from jaxtyping import Float
 import torch
 from torch import Tensor
 import torch.nn.functional as F
+
+from common.kernels import reason_against
 
 LAST = torch.channels_last_3d
 EPSILON = 1e-12
@@ -91,23 +93,24 @@ def finish(pending: Pending, wanted: Wanted) -> tuple[Tensor | None, Tensor | No
     return total, copy
 
 
-@lru_cache
+@functools.cache
 def why_not(device: torch.device) -> str:
     """Why the pass cannot be run as one kernel there; an empty text where it can, which is tried once."""
     if device.type != "cuda":
         return f"it is written for CUDA, not for {device.type}"
-    x = torch.arange(2.0 * 8 * 3, device=device).sin().reshape(1, 8, 2, 3, 1).contiguous(memory_format=LAST)
-    copies = [torch.zeros(1, 8, 3, 3, 1, device=device).contiguous(memory_format=LAST) for _ in range(2)]
-    pending = Pending(x, x[0, :, 0, 0, 0].contiguous(), x)
-    try:
+
+    def attempt() -> str:
         from wan.memory.vae_rows_triton import finish_rows
 
+        x = torch.arange(2.0 * 8 * 3, device=device).sin().reshape(1, 8, 2, 3, 1).contiguous(memory_format=LAST)
+        copies = [torch.zeros(1, 8, 3, 3, 1, device=device).contiguous(memory_format=LAST) for _ in range(2)]
+        pending = Pending(x, x[0, :, 0, 0, 0].contiguous(), x)
         for run, copy in zip((finish_rows, _by_torch), copies, strict=True):
             run(pending, Wanted(x[0, :, 1, 1, 0].contiguous(), activated=True, room=1), None, copy)
         torch.testing.assert_close(*copies)
-    except Exception as error:  # noqa: BLE001 - no Triton, no C compiler, an unknown card: the plain path is there
-        return " ".join(f"{type(error).__name__}: {error}".split()[:40])
-    return ""
+        return ""
+
+    return reason_against(attempt)
 
 
 def _by_torch(pending: Pending, wanted: Wanted, total: Tensor | None, copy: Tensor | None) -> None:

@@ -7,18 +7,15 @@ where weights of the norm are trained, operation by operation as written in `nor
 """
 
 import functools
-from importlib.util import find_spec
 from typing import Any
 
 from jaxtyping import Float
 import torch
 from torch import Tensor
 
-from common.logs import get_logger
+from common.kernels import reason_against
 from common.operators import NAMESPACE, operator
 from wan.modules.attention import HALF
-
-log = get_logger(__name__)
 
 NARROWEST, WIDEST = 512, 16384
 """Widths for which a program a row is the right size."""
@@ -160,21 +157,16 @@ def _has_kernels(x: Tensor) -> bool:
 
 @functools.cache
 def why_not(device: torch.device) -> str:
-    """Why the kernels cannot be had there, told once; an empty text where they can, which is tried in small."""
-    if find_spec("triton") is None:  # Windows, builds without CUDA: nothing is to be done about it
-        return "Triton is not installed"
-    x = torch.arange(3 * 40.0, device=device).sin().reshape(3, 40).to(torch.bfloat16)
-    weight, table = x[:1].float() + 1, x[:, None, :8].float().contiguous()
-    try:
+    """Why the kernels cannot be had there; an empty text where they can."""
+    def attempt() -> str:
         from wan.modules import rows_triton as kernels
 
+        x = torch.arange(3 * 40.0, device=device).sin().reshape(3, 40).to(torch.bfloat16)
+        weight, table = x[:1].float() + 1, x[:, None, :8].float().contiguous()
         normed, means, scales = kernels.layer_norm(x, weight, weight, 1e-6)
         found = [normed, kernels.layer_norm_backward(x, x, weight, means, scales)]
         turned, lengths = kernels.rms_norm(x, weight[0], 1e-6, table, table)
         found += [turned, kernels.rms_norm_backward(x, x, weight[0], lengths, table, table)]
-        reason = "" if all(one.isfinite().all().item() for one in found) else "they gave numbers that are not finite"
-    except Exception as error:  # noqa: BLE001 - no compiler, an unknown card, too little memory of its own: all is here
-        reason = " ".join(f"{type(error).__name__}: {error}".split()[:40])
-    if reason:
-        log.warning("norms are computed without their own kernels, slower: %s", reason)
-    return reason
+        return "" if all(one.isfinite().all().item() for one in found) else "they gave numbers that are not finite"
+
+    return reason_against(attempt, "norms are computed without their own kernels, slower")

@@ -1,15 +1,11 @@
 """Rows in eight bits: the operator, and its kernel under Triton's interpreter (on a GPU: itself)."""
 
-from importlib.util import find_spec
-import os
 from pathlib import Path
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.interpreted import needs_triton, run_interpreted
 from wan.memory.fp8_compute import E4M3, LARGEST, SMALLEST_SCALE, quantise_rows, why_not
 
 
@@ -65,12 +61,9 @@ def test_the_kernel_does_what_torch_does() -> None:
     assert why_not(torch.device("cuda")) == ""
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which torch brings along for CUDA only")
+@needs_triton
 def test_the_kernel_does_what_torch_does_under_the_interpreter(tmp_path: Path) -> None:
-    # In a process of its own: Triton asks once, when it is imported, whether to interpret. It rounds to eight bits in a
-    # way of its own, so the kernel writes float32 there.
+    # It rounds to eight bits in a way of its own, so the kernel writes float32 there.
     code = ("import torch; from tests.wan.memory.test_fp8_rows import kernel_equals_torch; "
             "kernel_equals_torch('cpu', torch.float32)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)})
-    assert done.returncode == 0, done.stderr
+    run_interpreted(code, tmp_path)

@@ -1,18 +1,14 @@
 """The fused VAE computes what its modules do; its kernel what its form in torch does."""
 
-from importlib.util import find_spec
 from itertools import product
-import os
 from pathlib import Path
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from tests.conftest import ROOT
+from tests.interpreted import needs_triton, run_interpreted
 from tests.light_set import light_input, light_outputs, light_state
 from wan.memory.vae_fused import _phase_weights
 from wan.memory.vae_rows import LAST, Pending, Wanted, _by_torch, finish, why_not
@@ -133,10 +129,7 @@ def test_the_kernel_does_what_torch_does() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which torch brings along for CUDA only")
+@needs_triton
 def test_the_kernel_does_what_torch_does_under_the_interpreter(tmp_path: Path) -> None:
-    # In a process of its own: Triton asks once, when it is imported, whether to interpret.
     code = "from tests.wan.memory.test_vae_fused import kernel_equals_torch; kernel_equals_torch('cpu')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)})
-    assert done.returncode == 0, done.stderr
+    run_interpreted(code, tmp_path)

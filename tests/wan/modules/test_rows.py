@@ -1,17 +1,13 @@
 """Norms of tokens by rows: the operators beside what is written out, and their kernels under Triton's interpreter."""
 
-from importlib.util import find_spec
-import os
 from pathlib import Path
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import Tensor
 import torch.nn.functional as F  # noqa: N812
 
-from tests.conftest import ROOT
+from tests.interpreted import needs_triton, run_interpreted
 from tests.tiny_dit import tiny_dit, tiny_inputs
 from tests.wan.memory.test_blocks import gradients, trained
 from wan.memory.blocks import run_blocks
@@ -222,11 +218,8 @@ def test_the_kernels_do_what_torch_does() -> None:
     kernels_equal_torch("cuda", torch.bfloat16)
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which torch brings along for CUDA only")
+@needs_triton
 def test_the_kernels_do_what_torch_does_under_the_interpreter(tmp_path: Path) -> None:
-    # In a process of its own: Triton asks once, when it is imported, whether to interpret.
     code = ("import torch; from tests.wan.modules.test_rows import kernels_equal_torch; "
             "kernels_equal_torch('cpu', torch.bfloat16)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)})
-    assert done.returncode == 0, done.stderr
+    run_interpreted(code, tmp_path)
