@@ -176,7 +176,8 @@ class GradientBucket:
         if max_grad_norm > 0:
             gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         largest = torch.finfo(torch.float32).max  # a comparison with it is false for infinity and for no number
-        is_fine = (self._flat[-2] <= min(limits[0], largest)) & (norm <= min(limits[1], largest))
+        loss = self._flat[-2]
+        is_fine = (loss <= min(limits[0], largest)) & (loss >= -largest) & (norm <= min(limits[1], largest))
         told = torch.cat([self._flat[-4:-1], torch.stack([samples, norm, (~is_fine).to(norm)])])
         return QueuedTotals(torch.cat([told, *(one.to(told) for one in also)]))
 

@@ -83,7 +83,8 @@ def test_the_device_takes_a_step_or_leaves_it(device: str) -> None:
 
 @pytest.mark.parametrize(("value", "limits", "is_refused"), [
     (1.0, (math.inf, math.inf), False), (1.0, (1.0, math.inf), False), (1.1, (1.0, math.inf), True),
-    (1.0, (math.inf, 0.5), True), (float("nan"), (math.inf, math.inf), True), (math.inf, (math.inf, math.inf), True)])
+    (1.0, (math.inf, 0.5), True), (float("nan"), (math.inf, math.inf), True), (math.inf, (math.inf, math.inf), True),
+    (-math.inf, (math.inf, math.inf), True), (-1.0, (math.inf, math.inf), False), (-1.0, (-2.0, math.inf), True)])
 def test_a_step_is_refused_by_its_limits(value: float, limits: tuple[float, float], is_refused: bool) -> None:
     weight = nn.Parameter(torch.ones(1))
     bucket = GradientBucket([weight], Processes())
