@@ -166,10 +166,12 @@ def step_unless(optimizer: "Optimizer", refused: "Tensor") -> bool:
     """Queue a step that the device leaves out where `refused` is 1; False, and no step, where it cannot do that.
 
     torch's fused Adam and AdamW can, as its GradScaler has them do: with 1 they leave weights, averages and their count
-    of steps alone, with 0 nothing is different. So their host work is done while the device still computes.
+    of steps alone, with 0 nothing is different. So their host work is done while the device still computes. Not on
+    MPS, whose kernels are not told of the number and take every step; other devices are unknown.
     """
     kind = type(optimizer)
-    if kind.__name__ not in ("Adam", "AdamW") or not kind.__module__.startswith("torch.optim.") or not all(
+    is_known = kind.__name__ in ("Adam", "AdamW") and kind.__module__.startswith("torch.optim.")
+    if not is_known or refused.device.type not in ("cuda", "cpu") or not all(
             group.get("fused") for group in optimizer.param_groups):
         return False
     optimizer.found_inf = refused  # type: ignore[attr-defined]

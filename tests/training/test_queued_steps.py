@@ -112,3 +112,11 @@ def test_others_are_left_to_wait(name: str, arguments: list[str]) -> None:
     weight.grad = torch.ones(2)
     optimizer = build_optimizer(name, [{"params": [weight]}], learning_rate=1.0, arguments=arguments)
     assert not step_unless(optimizer, torch.zeros(())) and weight.tolist() == [1.0, 1.0]
+
+
+def test_a_device_whose_kernels_may_not_leave_a_step_out_is_left_to_wait() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    assert not step_unless(optimizer, torch.zeros((), device="meta")) and not optimizer.state
+    assert step_unless(optimizer, torch.zeros(()))
