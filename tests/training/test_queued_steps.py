@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tests.training.line import DATA, Constant, Line
+from training.ahead import Ahead
 from training.guard import ExplodedLoss, Guard
 from training.loop import Loop, LoopSettings, NonFiniteLoss
 from training.optimizers import build_optimizer, step_unless
@@ -112,6 +113,66 @@ def test_others_are_left_to_wait(name: str, arguments: list[str]) -> None:
     weight.grad = torch.ones(2)
     optimizer = build_optimizer(name, [{"params": [weight]}], learning_rate=1.0, arguments=arguments)
     assert not step_unless(optimizer, torch.zeros(())) and weight.tolist() == [1.0, 1.0]
+
+
+def test_of_several_groups_all_must_be_fused() -> None:
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = torch.optim.AdamW([{"params": [weights[0]], "fused": True}, {"params": [weights[1]], "fused": False}])
+    assert not step_unless(optimizer, torch.zeros(())) and not optimizer.state
+
+
+def test_a_class_of_the_same_name_from_elsewhere_is_left_to_wait() -> None:
+    class AdamW(torch.optim.AdamW):
+        """May look at nothing that says whether a step is to be left out."""
+
+    weight = nn.Parameter(torch.ones(2))
+    assert not step_unless(AdamW([weight], fused=True), torch.zeros(()))
+
+
+class Broken(RuntimeError):
+    """Something that a step does not expect."""
+
+
+def breaks(*_: object) -> None:
+    raise Broken
+
+
+@pytest.mark.parametrize(("kind", "place", "is_between"), [
+    (torch.optim.AdamW, "look_ahead", True), (torch.optim.SGD, "look_ahead", True),
+    (torch.optim.AdamW, "before the step", False), (torch.optim.SGD, "before the step", False),
+    (torch.optim.AdamW, "behind the step", False), (torch.optim.SGD, "behind the step", False),
+    (torch.optim.AdamW, "read", False), (torch.optim.SGD, "read", True),
+    (torch.optim.AdamW, "schedule", False), (torch.optim.SGD, "schedule", False)])
+def test_weights_are_known_to_be_between_two_steps_or_not(kind: type, place: str, is_between: bool,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = trained(Line(DATA), kind, steps=2)
+    if place == "look_ahead":
+        monkeypatch.setattr(Ahead, "look_ahead", breaks)
+    elif place == "before the step":
+        loop.optimizer.register_step_pre_hook(breaks)
+    elif place == "behind the step":
+        loop.optimizer.register_step_post_hook(breaks)
+    elif place == "read":
+        monkeypatch.setattr(QueuedTotals, "read", breaks)
+    else:
+        monkeypatch.setattr(loop.schedule, "step", breaks)
+    with pytest.raises(Broken):
+        loop.run()
+    assert loop.is_between_steps is is_between and not hasattr(loop.optimizer, "found_inf")
+
+
+def test_a_median_of_zero_judges_nothing() -> None:
+    guard = Guard(10.0)
+    for _ in range(Guard.SMALLEST):
+        guard.count(0.0, 2.0)
+    assert guard.limits() == (math.inf, 200.0) and not guard.finds(1.0, 1.0)
+
+
+def test_only_the_last_steps_judge() -> None:
+    guard = Guard(10.0)
+    for step in range(3 * Guard.WINDOW):
+        guard.count(1.0 if step < 2 * Guard.WINDOW else 3.0, 1.0)
+    assert guard.limits() == (30.0, 100.0)
 
 
 def test_a_device_whose_kernels_may_not_leave_a_step_out_is_left_to_wait() -> None:
