@@ -71,7 +71,9 @@ def install_torch() -> None:
 
 def install_triton() -> None:
     """Install Triton where torch has brought none; where there is no build of it, tests of kernels are skipped."""
-    has_one = subprocess.run([str(venv_python()), "-c", "import triton"], capture_output=True).returncode == 0
+    # Looked for, not imported: one that does not load here is torch's own all the same, and is not to be replaced.
+    check = "import importlib.util,sys; sys.exit(importlib.util.find_spec('triton') is None)"
+    has_one = subprocess.run([str(venv_python()), "-c", check], capture_output=True).returncode == 0
     if has_one or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return
     if not pip(f"triton=={TRITON_VERSION}", quiet_failure=True):
