@@ -38,7 +38,7 @@ import torch  # noqa: E402
 from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
 
 from benchmarks.random_weights import SIZES, random_tensor  # noqa: E402
-from benchmarks.step_profile import device_intervals, idle_of  # noqa: E402
+from benchmarks.step_profile import device_intervals, gaps_by_length, idle_of  # noqa: E402
 
 WARM, PROFILED, WATCHED = 14, 16, 8
 """Steps before anything is measured, under the profiler, and with its calls watched."""
@@ -225,6 +225,7 @@ def run_row(row: Row, work: Path) -> dict[str, Any]:
     if watch.intervals:
         share, span, gaps = idle_of(watch.intervals)
         found |= {"idle": share, "idle_ms_a_step": share * span / PROFILED, "gaps_ms": gaps,
+                  "idle_by_length": gaps_by_length(watch.intervals),
                   "gpu_events": len(watch.intervals)}
     else:
         found |= {"idle": None, "idle_note": watch.failure or "no GPU here"}
@@ -248,6 +249,8 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
           f"{found['run_s']:.0f} | |"
     for size in graphs["sizes"]:
         yield f"  {size['for']}, {size['tokens']} tokens: {size['graphs']} graphs in step {size['steps']}"
+    for length, count, ms in found.get("idle_by_length", ()):
+        yield f"  gaps {length}: {count / PROFILED:.0f} a step, {ms / PROFILED:.2f} ms"
     for length, where in found.get("gaps_ms", ()):
         yield f"  gap of {length:.2f} ms: {where}"
     for where, count in found["waits"].items():

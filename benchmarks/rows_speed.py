@@ -1,29 +1,31 @@
 """Norms, rotation and scaling to eight bits by themselves: our kernels beside the same compiled by torch.
 
     python -m benchmarks.rows_speed RESULTS            # at the models' shapes, on a GPU; half a minute on an H200
-    python -m benchmarks.rows_speed RESULTS --per_thread 16 32 64    # numbers of a row that a thread holds
     python -m benchmarks.rows_speed RESULTS --tiny     # on the CPU, where torch runs both as written: does it run?
 
 Shapes: tokens of 480x832x81 and 480x480x25 at the widths of 14B and 1.3B, and of their feed-forward parts. Times are of
-the device, ROUNDS calls in a row. GB/s counts what must be read and written once; beside it stands what copying such a
-tensor reached in the same run. Appends a line a row to RESULTS/speed.jsonl and prints a Markdown table.
+the device, ROUNDS calls in a row; beside them what a call costs the host, timed on FEW rows. GB/s counts what must be
+read and written once; beside it stands what copying such a tensor reached in the same run. Appends a line a row to
+RESULTS/speed.jsonl and prints a Markdown table.
 """
 
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 import sys
+import time
 from typing import Any
 
 from benchmarks.attention_speed import timed
-from benchmarks.records import Records
+from benchmarks.records import Records, finish
 
 SHAPES = ((32760, 5120), (6300, 5120), (32760, 1536))
 WIDE = {5120: 13824, 1536: 8960}
 """Width of the model → of its feed-forward part."""
 TINY = ((24, 512),)
+FEW, CALLS = 32, 200
 HEAD = 128
 EPS = 1e-6
 
@@ -67,8 +69,8 @@ def passes(rows: int, width: int, where: Any) -> list[Pass]:
 
     def backward_of(work: Callable[[Any], Any]) -> Callable[[], Any]:
         tokens = x.clone().requires_grad_()
-        result = compiled(work, where)(tokens)
-        return lambda: torch.autograd.grad(result, tokens, slope.view_as(result), retain_graph=True)
+        made = cache(lambda: compiled(work, where)(tokens))
+        return lambda: torch.autograd.grad(made(), tokens, slope.view_as(made()), retain_graph=True)
 
     _, means, deviations = ops.layer_norm_rows(x, weight, shift, EPS)
     _, lengths = ops.rms_norm_rows(x, weight[0], EPS, *rope)
@@ -96,32 +98,41 @@ def compiled(work: Callable[[Any], Any], where: Any) -> Callable[[Any], Any]:
     return torch.compile(work, dynamic=False) if where.type == "cuda" else work
 
 
-def run(records: Records, per_thread: list[int], *, is_tiny: bool) -> list[dict[str, Any]]:
-    """Every pass at every shape, with as many numbers a thread as asked for; none given: as usual."""
+def run(records: Records, *, is_tiny: bool) -> list[dict[str, Any]]:
+    """Every pass at every shape."""
     import torch
     import torch._functorch.config
 
     torch._functorch.config.donated_buffer = False  # gradients are taken again and again
     where, lines = torch.device("cpu" if is_tiny else "cuda:0"), []
     for rows, width in TINY if is_tiny else SHAPES:
-        for one in passes(rows, width, where):
-            plain, row = timed(one.plain, where), f"{one.name}: {rows} x {width}"
-            for count in per_thread or [0]:
-                if count:
-                    from wan.modules import rows_triton
-                    rows_triton.NUMBERS_A_THREAD = count
-                seconds = timed(one.ours, where)
-                lines.append(records.add("rows", row=row + (f", {count} a thread" if count else ""), is_tiny=is_tiny,
-                                         seconds=seconds, plain_s=plain, gb_per_s=one.nbytes / seconds / 1e9))
+        for one, short in zip(passes(rows, width, where), passes(FEW, width, where), strict=True):
+            seconds = timed(one.ours, where)
+            lines.append(records.add("rows", row=f"{one.name}: {rows} x {width}", is_tiny=is_tiny, seconds=seconds,
+                                     plain_s=timed(one.plain, where), gb_per_s=one.nbytes / seconds / 1e9,
+                                     host_us=host_time(short.ours, where) * 1e6))
         torch._dynamo.reset()
     return lines
 
 
+def host_time(work: Callable[[], Any], where: Any) -> float:
+    """Seconds that the host needs to queue one call."""
+    for _ in range(3):
+        work()
+    finish(where)
+    started = time.perf_counter()
+    for _ in range(CALLS):
+        work()
+    seconds = (time.perf_counter() - started) / CALLS
+    finish(where)
+    return seconds
+
+
 def table(lines: list[dict[str, Any]]) -> str:
     """The lines as Markdown."""
-    rows = ["| pass | ours, ms (GB/s) | compiled by torch, ms | ratio |", "|---|---|---|---|"]
+    rows = ["| pass | ours, ms (GB/s) | compiled by torch, ms | ratio | host, us a call |", "|---|---|---|---|---|"]
     rows += [f"| {one['row']} | {1e3 * one['seconds']:.3f} ({one['gb_per_s']:.0f}) | {1e3 * one['plain_s']:.3f} | "
-             f"{one['seconds'] / one['plain_s']:.2f} |" for one in lines]
+             f"{one['seconds'] / one['plain_s']:.2f} | {one['host_us']:.0f} |" for one in lines]
     return "\n".join(rows)
 
 
@@ -131,9 +142,8 @@ def main() -> int:
     parser.add_argument("results", type=Path)
     parser.add_argument("--tiny", action="store_true", help="a small shape on the CPU")
     parser.add_argument("--commit", help="of what is measured, where the tree came without its history")
-    parser.add_argument("--per_thread", type=int, nargs="+", default=[], help="numbers of a row that a thread holds")
     given = parser.parse_args()
-    print(table(run(Records(given.results, commit=given.commit), given.per_thread, is_tiny=given.tiny)))
+    print(table(run(Records(given.results, commit=given.commit), is_tiny=given.tiny)))
     return 0
 
 

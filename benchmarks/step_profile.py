@@ -9,9 +9,13 @@ STEPS = 2
 TOP = 60
 KINDS = (("attention, forward", ("fprop", "flash_fwd", "flash_attncuteflash_fwd")),
          ("attention, backward", ("bprop", "flash_bwd", "flash_attncuteflash_bwd", "dot_do_o", "convert_dq")),
-         ("float8 products", ("qqtst", "e4m3")), ("low-rank sums", ("_add",)), ("passes between", ("triton",)),
+         ("float8 products", ("qqtst", "e4m3")), ("passes between", ("triton",)), ("low-rank sums", ("_add",)),
+         ("norms and scaling by rows", ("_layer_norm", "_rms_norm", "_quantise")),
          ("products", ("nvjet", "gemm", "cutlass")), ("copies", ("memcpy", "memset", "copy")))
 """Kinds of kernels by what stands in their names; the first that fits counts."""
+SHORT_GAPS = (5, 20, 100, 1000)
+"""Microseconds: bounds by which gaps are sorted. The shortest ones lie between any two kernels that follow each other;
+in long ones the host had nothing queued."""
 Interval = tuple[int, int, str]
 """(begin, end in ns, name) of a kernel or copy."""
 
@@ -39,6 +43,18 @@ def idle_of(intervals: Sequence[Interval], gaps_told: int = 5) -> tuple[float, f
     return idle / max(1, end - begin), (end - begin) / 1e6, sorted(gaps, reverse=True)[:gaps_told]
 
 
+def gaps_by_length(intervals: Sequence[Interval]) -> list[tuple[str, int, float]]:
+    """(length, how many, ms in all) of the times without work, by SHORT_GAPS."""
+    gaps = [1e3 * ms for ms, _ in idle_of(intervals, len(intervals))[2]]  # µs
+    found, least = [], 0.0
+    for most in (*SHORT_GAPS, float("inf")):
+        these = [one for one in gaps if least < one <= most]
+        name = f"over {least:g} us" if most == float("inf") else f"to {most:g} us"
+        found.append((name, len(these), sum(these) / 1e3))
+        least = most
+    return found
+
+
 def kind_of(name: str) -> str:
     """Which kind of work a kernel is."""
     return next((kind for kind, parts in KINDS if any(part in name.lower() for part in parts)), "other")
@@ -57,6 +73,7 @@ def profile_steps(step: Callable[[], object], folder: Path, title: str) -> dict[
     name = "".join(letter if letter.isalnum() else "-" for letter in title)
     (folder / f"profile-{name}.md").write_text(page(title, intervals), encoding="utf-8")
     return {"idle": idle, "span_ms": span / STEPS, "by_kind_ms": by_kind(intervals),
+            "idle_by_length": gaps_by_length(intervals),
             "gaps": [f"{ms:.2f} ms {where}" for ms, where in gaps]}
 
 
@@ -79,6 +96,8 @@ def page(title: str, intervals: Sequence[Interval], steps: int = STEPS) -> str:
     kinds = by_kind(intervals, steps)
     lines = [f"# {title}", "", f"{span / steps:.1f} ms a step under the profiler, {100 * idle:.2f} % of it idle.", "",
              "| kind | ms |", "|---|---|", *(f"| {kind} | {ms:.2f} |" for kind, ms in kinds.items()),
+             "", "| gaps | number | ms |", "|---|---|---|",
+             *(f"| {name} | {count / steps:g} | {ms / steps:.2f} |" for name, count, ms in gaps_by_length(intervals)),
              "", "Longest gaps:", "", *(f"- {ms:.2f} ms {where}" for ms, where in gaps), "",
              "| kernel | calls | ms |", "|---|---|---|"]
     lines += [f"| `{name[:140]}` | {calls[name] / steps:g} | {nanoseconds / 1e6 / steps:.3f} |"

@@ -7,8 +7,8 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-NUMBERS_A_THREAD = 32
-"""Of a row: four reads of 16 bytes in half precision."""
+FEWEST_WARPS, NUMBERS_A_WARP = 4, 2048
+"""Of a program: on an H200 the quickest at every width of the models (`benchmarks.rows_speed`)."""
 
 
 @triton.jit
@@ -136,8 +136,8 @@ def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, scales: Tenso
 
 
 def warps(block: int) -> int:
-    """Warps of a program that holds `block` numbers."""
-    return min(16, max(1, block // (32 * NUMBERS_A_THREAD)))
+    """Warps of a program that holds `block` numbers; each thread reads 16 bytes at least."""
+    return min(max(FEWEST_WARPS, block // NUMBERS_A_WARP), max(1, block // 256))
 
 
 def on_its_device(x: Tensor) -> AbstractContextManager[object]:
