@@ -32,6 +32,8 @@ class Row:
     activations: str = "full"
     """A policy (`--memory`), `auto`, or `fit`: the fastest mix whose peak the planner puts within `limit`."""
     compiled: bool = True
+    mode: str | None = None
+    """Of torch.compile; `reduce-overhead` records CUDA graphs."""
     fp8: Fp8 = ""
     attention: str = "sdpa"
     """Back end by name; on Hopper `sdpa` is cuDNN's kernel."""
@@ -82,6 +84,8 @@ GROUPS: tuple[tuple[Row, ...], ...] = (
     ), (
         named(T2V, "FA4, fp8 products, nothing recomputed", grid=SQUARE25, activations="none", attention="fa4",
               goal="14B square", seconds=55),
+        named(T2V, "FA4, fp8 products, nothing recomputed, CUDA graphs", grid=SQUARE25, activations="none",
+              attention="fa4", mode="reduce-overhead", goal="14B square", seconds=65),
         named(T2V, "FA4, fp8 products", kind="forward", activations="none", attention="fa4", goal="forward",
               seconds=45),
         named(T2V, "8-bit attention, fp8 products", kind="forward", activations="none", attention="cudnn_fp8",

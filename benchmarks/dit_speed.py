@@ -128,6 +128,8 @@ class Bench:
         from common.devices import free_memory
 
         dit = self.trial.dit
+        if (runner := self._runner()) is not None:
+            runner.release()
         vars(dit).pop("run_block", None)
         for tensor in [*dit.blocks.parameters(), *dit.blocks.buffers()]:
             if tensor.device != self.where:
@@ -165,8 +167,8 @@ class Bench:
             task=row.task if row.task in ("t2v-14B", "i2v-14B", "t2v-1.3B") else "t2v-14B", network_dim=self.rank,
             network_alpha=self.rank, mixed_precision="bf16", fp8_base=row.fp8 == "stores",
             fp8_fast=row.fp8 == "computes", memory=activations, compile=row.compiled,
-            compile_backend="inductor" if self.where.type == "cuda" else "aot_eager", blocks_to_swap=row.swapped,
-            gradient_checkpointing_cpu_offload=row.offloads)
+            compile_mode=row.mode, compile_backend="inductor" if self.where.type == "cuda" else "aot_eager",
+            blocks_to_swap=row.swapped, gradient_checkpointing_cpu_offload=row.offloads)
         if row.activations != "auto":
             return config
         if row.limit is not None and self.where.type == "cuda":
@@ -203,14 +205,19 @@ class Bench:
                     merge=None, start=None, is_stored_in_fp8=False, showing=Showing())
         return plan, EpochBatches(plan.clips, 0, Processes(device=self.where))
 
-    def _fell_back(self) -> bool:
-        """Whether a block was to be compiled and could not."""
+    def _runner(self) -> Any:
+        """What runs the blocks, inside of what swaps or recomputes them; None where nothing does."""
         from wan.memory.blocks import BlockRunner
 
         one = vars(self.trial.dit).get("run_block")
         while one is not None and not isinstance(one, BlockRunner):
             one = one.args[0] if getattr(one, "args", None) else None
-        return one is not None and any(not getattr(part, "_works", True) for part in one._parts.values())
+        return one
+
+    def _fell_back(self) -> bool:
+        """Whether a block was to be compiled and could not."""
+        runner = self._runner()
+        return runner is not None and any(not getattr(part, "_works", True) for part in runner._parts.values())
 
 
 def random_inputs(variant: Any, grid: tuple[int, int, int], where: Any) -> Any:

@@ -61,6 +61,8 @@ class Row:
     sizes: tuple[tuple[int, int, int], ...] = ((832, 480, 33), (480, 480, 49))
     """(width, height, frames); two with other numbers of tokens."""
     compile: str = "on"
+    mode: str | None = None
+    """Of torch.compile; `reduce-overhead` records CUDA graphs."""
 
     @property
     def steps(self) -> int:
@@ -68,7 +70,8 @@ class Row:
         return WARM + PROFILED + WATCHED
 
 
-ROWS = (Row("1.3B", "t2v-1.3B", 30), Row("14B", "t2v-14B", 4), Row("1.3B plain", "t2v-1.3B", 30, compile="off"))
+ROWS = (Row("1.3B", "t2v-1.3B", 30), Row("14B", "t2v-14B", 4), Row("1.3B plain", "t2v-1.3B", 30, compile="off"),
+        Row("1.3B CUDA graphs", "t2v-1.3B", 30, mode="reduce-overhead"))
 TINY = Row("tiny", "tiny", 4, ((48, 32, 9), (32, 32, 13)))
 
 
@@ -209,7 +212,7 @@ def run_row(row: Row, work: Path) -> dict[str, Any]:
         dataset_config=data, dit=work / "dit.safetensors", output_dir=work / "out", output_name="idle", network_dim=32,
         task="t2v-1.3B" if row.task == "t2v-1.3B" else "t2v-14B", network_alpha=32, learning_rate=1e-5, seed=1,
         network_args=["conditions=omniavatar_add"], timestep_sampling="shift", discrete_flow_shift=5.0,
-        max_train_steps=row.steps, compile=row.compile, **more)
+        max_train_steps=row.steps, compile=row.compile, compile_mode=row.mode, **more)
     watch = Watch(on_gpu)
     with watch.watching():
         train(config)

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from common.errors import ConfigError
 from common.logs import get_logger
+from wan.memory.fp8_compute import prepare_products
 from wan.memory.graphs import GraphLog, graphs_made, use_of
 from wan.memory.policies import Policy, kept_by
 from wan.modules.block import PassInputs, WanAttentionBlock
@@ -22,6 +24,8 @@ from wan.modules.hooks import checked
 
 log = get_logger(__name__)
 
+CAPTURING = ("reduce-overhead", "max-autotune")
+"""Modes of torch.compile that record CUDA graphs: each compiled pass of a block becomes one launch."""
 GRAPHS = 256
 """Graphs that torch may make before it gives up compiling; two or three a bucket are needed."""
 
@@ -45,7 +49,9 @@ def run_blocks(dit: WanDiT, policies: Sequence[Policy], *, compiled: bool = Fals
 
 def stop_running_blocks(dit: WanDiT) -> None:
     """Have `dit` run its blocks as it was built."""
-    if isinstance(vars(dit).get("run_block"), BlockRunner):
+    runner = vars(dit).get("run_block")
+    if isinstance(runner, BlockRunner):
+        runner.release()
         del dit.run_block
 
 
@@ -62,6 +68,7 @@ class BlockRunner:
         self.is_compiled = False
         self._parts: dict[tuple[str, Policy], Callable[..., Tensor]] = {}
         self._compile: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None
+        self._marking: RemovableHandle | None = None
 
     def compile(self, backend: str, mode: str | None) -> None:
         """Compile from the next block on."""
@@ -76,6 +83,17 @@ class BlockRunner:
         self._compile = lambda part: torch.compile(part, fullgraph=True, dynamic=False, backend=backend, mode=mode)
         self._parts.clear()
         self.is_compiled = True
+        if mode in CAPTURING:
+            prepare_products(self._dit)
+            # Recorded blocks share memory, which a forward may take over from the one before: a step has one forward.
+            self._marking = self._dit.register_forward_pre_hook(
+                lambda *_: torch.compiler.cudagraph_mark_step_begin())
+
+    def release(self) -> None:
+        """Take off what was put on the model beside `run_block`."""
+        if self._marking is not None:
+            self._marking.remove()
+            self._marking = None
 
     def __call__(self, i: int, tokens: Tensor, inputs: PassInputs) -> Tensor:
         """Block `i` with the hooks in and around it."""

@@ -90,6 +90,14 @@ def _ones(count: int, device: torch.device) -> Float[Tensor, "1 N"]:
     return torch.ones(1, count, device=device)
 
 
+def prepare_products(model: nn.Module) -> None:
+    """Make what all products share, before CUDA graphs are recorded: those must own all memory that is new in them."""
+    for module in model.modules():
+        if isinstance(module, Fp8ProductLinear) and module.weight.is_cuda:
+            for count in module.weight.shape:
+                _ones(count, module.weight.device)
+
+
 def scaled_product(x: Float[Tensor, "M K"], values: Float[Tensor, "N K"], scale: Tensor, bias: Tensor | None = None,
                    low_rank: Sequence[Tensor] = (), strength: float = 1.0) -> Float[Tensor, "M N"]:
     """x (values · scale)ᵀ + bias in the dtype of x, whose rows are quantised; `low_rank`: nothing, or (low, up)."""
