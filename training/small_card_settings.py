@@ -20,6 +20,13 @@ class SmallCardSection(Section):
                "for 14B at 480x832x81; copied beside the computing, numbers do not change",
         differs="page-locked and asynchronous, both ways")
 
+    @property
+    def moving(self) -> str:
+        """Name of a flag that is on and moves weights or inputs of blocks; empty where none is."""
+        if self.blocks_to_swap:
+            return "--blocks_to_swap"
+        return "--gradient_checkpointing_cpu_offload" if self.gradient_checkpointing_cpu_offload else ""
+
     def problems_with(self, layers: int, recomputes: bool) -> list[str]:
         """What does not go together with a base of so many blocks."""
         found = []

@@ -57,6 +57,15 @@ def test_two_names_of_one_attention_do_not_contradict(flags: dict[str, Any], nam
     assert config(**flags).speed.attention == name
 
 
+@pytest.mark.parametrize("moving", ["blocks_to_swap", "gradient_checkpointing_cpu_offload"])
+def test_graphs_are_not_recorded_of_what_moves(moving: str) -> None:
+    flags: dict[str, Any] = {"gradient_checkpointing": True, moving: True}
+    with pytest.raises(ConfigError, match=f"compile_mode reduce-overhead .* --{moving} moves it"):
+        config(compile_mode="reduce-overhead", **flags)
+    config(compile_mode="max-autotune-no-cudagraphs", **flags)
+    config(compile_mode="reduce-overhead")
+
+
 def test_problems_of_several_sections_come_together() -> None:
     with pytest.raises(ConfigError, match="4 problems") as caught:
         config(task="x", learning_rate=-1, output_name="a/b", network_args=["a"])

@@ -12,6 +12,7 @@ from training.estimating.estimate import largest_inputs, recipe_of
 from training.estimating.memory_estimate import CONTEXT, GIB, Memory, estimate_memory
 from training.fitting import largest_batch
 from training.preflight import Plan
+from wan.memory.compile_modes import mode_problems
 from wan.memory.estimate import Holding, block_bytes
 from wan.memory.fp8 import Fp8Settings
 from wan.memory.planner import MARGIN, Step, as_text, choose
@@ -44,7 +45,10 @@ def decide(config: TrainConfig, plan: Plan, batches: EpochBatches) -> TrainConfi
         smaller = block_bytes(plan.variant, Holding(recipe.dtype, Fp8Settings()))[1]
         log.info("--memory auto: with --fp8_base, which halves the base's memory and rounds its weights, it would be: "
                  "%s", _words(settle(step, static - plan.variant.layers * (block - smaller), room, smaller)))
-    return _with(config, **found)
+    decided = _with(config, **found)
+    for problem in mode_problems(config.speed.compile_mode, decided.small_card.moving):
+        raise ConfigError(f"--memory auto moves blocks to host memory here. {problem}")
+    return decided
 
 
 def _words(found: dict[str, object]) -> str:

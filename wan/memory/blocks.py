@@ -6,15 +6,16 @@ halves; one that acts inside an attention has its blocks run as they are, uncomp
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import time
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from common.errors import ConfigError
 from common.logs import get_logger
+from wan.memory.compile_modes import RECORDING
 from wan.memory.fp8_compute import prepare_products
 from wan.memory.graphs import GraphLog, graphs_made, use_of
 from wan.memory.policies import Policy, kept_by
@@ -24,8 +25,6 @@ from wan.modules.hooks import checked
 
 log = get_logger(__name__)
 
-CAPTURING = ("reduce-overhead", "max-autotune")
-"""Modes of torch.compile that record CUDA graphs: each compiled pass of a block becomes one launch."""
 GRAPHS = 256
 """Graphs that torch may make before it gives up compiling; two or three a bucket are needed."""
 
@@ -68,7 +67,6 @@ class BlockRunner:
         self.is_compiled = False
         self._parts: dict[tuple[str, Policy], Callable[..., Tensor]] = {}
         self._compile: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None
-        self._marking: RemovableHandle | None = None
 
     def compile(self, backend: str, mode: str | None) -> None:
         """Compile from the next block on."""
@@ -83,17 +81,14 @@ class BlockRunner:
         self._compile = lambda part: torch.compile(part, fullgraph=True, dynamic=False, backend=backend, mode=mode)
         self._parts.clear()
         self.is_compiled = True
-        if mode in CAPTURING:
+        if mode in RECORDING:
             prepare_products(self._dit)
-            # Recorded blocks share memory, which a forward may take over from the one before: a step has one forward.
-            self._marking = self._dit.register_forward_pre_hook(
-                lambda *_: torch.compiler.cudagraph_mark_step_begin())
+            self._dit.embed = functools.partial(_begin_pass, self._dit.embed)  # type: ignore[method-assign]
 
     def release(self) -> None:
         """Take off what was put on the model beside `run_block`."""
-        if self._marking is not None:
-            self._marking.remove()
-            self._marking = None
+        if "embed" in vars(self._dit):
+            del self._dit.embed
 
     def __call__(self, i: int, tokens: Tensor, inputs: PassInputs) -> Tensor:
         """Block `i` with the hooks in and around it."""
@@ -169,6 +164,16 @@ class _CompiledOrNot:
             log.info("compiled the blocks for %s in %.0f s", use_of(tokens).words, time.monotonic() - started)
         self._graphs.note(tokens, made)
         return result
+
+
+def _begin_pass(embed: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    """A pass through the model begins: what recorded blocks gave in the one before it may be overwritten.
+
+    Nothing needs it any more: a training step has one pass forward and one back, step caches keep differences of their
+    own, and the model's head is no part of a block.
+    """
+    torch.compiler.cudagraph_mark_step_begin()
+    return embed(*inputs, **named)
 
 
 def without_hooks(inputs: PassInputs) -> PassInputs:

@@ -87,6 +87,44 @@ def test_compiled_blocks_give_the_same_gradients_without_a_break(hooks: type[Any
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_each_pass_is_told_to_recorded_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    told: list[int] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: told.append(1))
+    dit = tiny_dit()
+    network = trained(dit)
+    plain = gradients(dit, network)
+    run_blocks(dit, ["none"] * 4, compiled=True, backend="eager", mode="reduce-overhead", has_dropout=False)
+    assert all(map(torch.equal, plain, gradients(dit, network))) and told == [1]
+    run_blocks(dit, ["none"] * 4, compiled=True, backend="eager", has_dropout=False)
+    gradients(dit, network)
+    assert told == [1], "graphs are not recorded"
+    stop_running_blocks(dit)
+    assert "embed" not in vars(dit)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("policy", ["none", "attention", "full"])
+def test_recorded_graphs_give_the_gradients_of_unrecorded_ones(policy: Any) -> None:
+    found = {}
+    for mode in (None, "reduce-overhead"):
+        torch._dynamo.reset()
+        dit = tiny_dit().cuda()
+        network = trained(dit).cuda()
+        run_blocks(dit, [policy] * 4, compiled=True, mode=mode, has_dropout=False)
+        found[mode] = []
+        for strength in (1.0, 0.5, 2.0, 0.1):  # computed, recorded, and replayed twice
+            latents, timestep, text = tiny_inputs()
+            rest = timestep.cuda(), [one.cuda() for one in text]
+            loss = dit(latents.cuda() * strength, *rest).square().mean()
+            wanted = [one for one in network.parameters() if one.requires_grad]
+            found[mode] += [loss.detach().clone(), *(one.clone() for one in torch.autograd.grad(loss, wanted))]
+            with torch.no_grad():  # between two steps, as previews do
+                found[mode].append(dit(latents.cuda(), *rest).clone())
+    assert all(map(torch.equal, found[None], found["reduce-overhead"]))
+
+
 def test_blocks_share_a_graph_and_the_second_step_makes_none() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
