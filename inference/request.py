@@ -12,6 +12,7 @@ from inference.choices import Annealing, Order
 from inference.segments import overlap_problem
 from inference.speed import LISTED_SOLVERS, SpeedChoice
 from wan.audio_presets import PresetName
+from wan.memory.compile_modes import DIFFERS as MODE_DIFFERS
 from wan.memory.compile_modes import HELP as MODE_HELP
 from wan.memory.compile_modes import Mode, mode_problems
 from wan.modules.attention_names import ALIASES, AUTO, ONLY_FORWARD, TRAINING
@@ -67,7 +68,7 @@ class ModelChoice(Section):
     compile: bool = flag(False, "compile the DiT's blocks: the first step of each size takes half a minute longer, the "
                                 "others about a quarter less", group="Models")
     compile_backend: str = flag("inductor", "torch.compile's backend", group="Models")
-    compile_mode: Mode | None = flag(None, MODE_HELP, group="Models")
+    compile_mode: Mode | None = flag(None, MODE_HELP, group="Models", differs=MODE_DIFFERS)
     fp8_t5: bool = flag(False, FP8_T5_HELP, group="Models", differs=FP8_T5_DIFFERS)
     text_encoder_cpu: bool = flag(False, "read the texts on the CPU: slower by seconds a prompt, and nothing of umT5 "
                                          "is ever on the GPU", group="Models")
@@ -259,7 +260,8 @@ class GenerationRequest(OutputChoice, DebugChoice, SpeedChoice, SamplingChoice, 
         yield from self.interval_problems()
         yield from self.long_problems()
         yield from self.speed_problems()
-        yield from mode_problems(self.compile_mode, "--blocks_to_swap" if self.blocks_to_swap else "")
+        yield from mode_problems(self.compile_mode if self.compile else None,
+                                 "--blocks_to_swap" if self.blocks_to_swap else "")
         yield from self._step_problems()
         if self.attn_mode in NO_SUCH_ATTENTION:
             yield f"--attn_mode {self.attn_mode}: {NO_SUCH_ATTENTION[self.attn_mode]}"

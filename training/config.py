@@ -17,6 +17,7 @@ from training.phase_settings import PhaseSection
 from training.region_settings import RegionSection
 from training.showing import ShowingSection
 from training.small_card_settings import SmallCardSection
+from wan.memory.compile_modes import DIFFERS as MODE_DIFFERS
 from wan.memory.compile_modes import HELP as MODE_HELP
 from wan.memory.compile_modes import Mode, mode_problems
 from wan.memory.policy_names import policy_problems
@@ -104,7 +105,7 @@ class SpeedSection(Section):
         differs="a block at a time and whole; where a block cannot be compiled it runs uncompiled and one line says "
                 "why. Without it auto decides")
     compile_backend: str = flag("inductor", "torch.compile's backend")
-    compile_mode: Mode | None = flag(None, MODE_HELP)
+    compile_mode: Mode | None = flag(None, MODE_HELP, differs=MODE_DIFFERS)
     sdpa: bool = flag(False, "attention by torch's own choice of kernel")
     flash_attn: bool = flag(False, "attention by the flash-attn package")
     attn_mode: str | None = flag(None, f"attention back end (default: auto): {ATTENTION_HELP}",
@@ -335,6 +336,7 @@ class TrainConfig(Section):
 
     def problems(self) -> Iterable[str]:
         """What waits for held-out clips needs some; graphs that are recorded need weights that stay."""
-        yield from mode_problems(self.speed.compile_mode, self.small_card.moving)
+        yield from mode_problems(None if self.speed.compile == "off" else self.speed.compile_mode,
+                                 self.small_card.moving)
         if not self.validation.is_wanted:
             yield from self.early_stopping.without_held_out_clips()

@@ -35,7 +35,7 @@ def test_musubi_spellings_are_read():
     (["--attn_mode", "xformers"], "computes the same"),
     (["--guidance_scal", "3"], "nearest: '--guidance_scale'"),
     (["--compile_args", "a"], "given this form up"),
-    (["--compile_mode", "reduce-overhead", "--blocks_to_swap", "3"], "--blocks_to_swap moves it"),
+    (["--compile", "--compile_mode", "reduce-overhead", "--blocks_to_swap", "3"], "--blocks_to_swap moves it"),
 ])
 def test_wrong_settings_are_refused_with_the_remedy(words, message):
     with pytest.raises(ConfigError, match=message):

@@ -64,6 +64,7 @@ def test_graphs_are_not_recorded_of_what_moves(moving: str) -> None:
         config(compile_mode="reduce-overhead", **flags)
     config(compile_mode="max-autotune-no-cudagraphs", **flags)
     config(compile_mode="reduce-overhead")
+    config(compile_mode="reduce-overhead", compile="off", **flags)
 
 
 def test_problems_of_several_sections_come_together() -> None:

@@ -10,7 +10,7 @@ import torch
 from common.errors import ConfigError
 from tests.training.runs import losses, settings
 from training import train
-from training.estimating.memory_choice import planned, settle
+from training.estimating.memory_choice import planned, refuse_moving_graphs, settle
 from wan.memory.fp8 import fp8_products_everywhere
 from wan.memory.planner import Step
 from wan.memory.policies import parse_policies
@@ -79,6 +79,11 @@ def test_contradictions_and_missing_units_are_refused(talking: Path, weights: Pa
         settings(talking, weights, tmp_path, memory="attention", gradient_checkpointing=True)
     with pytest.raises(ConfigError, match="activation policy 'atention' is unknown .nearest: 'attention'"):
         settings(talking, weights, tmp_path, memory="atention")
+    moved = settings(talking, weights, tmp_path, memory="full", gradient_checkpointing_cpu_offload=True, compile="on")
+    recorded = moved.model_copy(update={"speed": moved.speed.model_copy(update={"compile_mode": "reduce-overhead"})})
+    with pytest.raises(ConfigError, match="auto has to move .*--gradient_checkpointing_cpu_offload.* Leave --comp"):
+        refuse_moving_graphs(recorded)
+    refuse_moving_graphs(moved)
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="fp8 compute was asked, but the device is 'cpu'"):
             train(settings(talking, weights, tmp_path, fp8_fast=True))

@@ -12,7 +12,7 @@ from training.estimating.estimate import largest_inputs, recipe_of
 from training.estimating.memory_estimate import CONTEXT, GIB, Memory, estimate_memory
 from training.fitting import largest_batch
 from training.preflight import Plan
-from wan.memory.compile_modes import mode_problems
+from wan.memory.compile_modes import RECORDING
 from wan.memory.estimate import Holding, block_bytes
 from wan.memory.fp8 import Fp8Settings
 from wan.memory.planner import MARGIN, Step, as_text, choose
@@ -46,9 +46,17 @@ def decide(config: TrainConfig, plan: Plan, batches: EpochBatches) -> TrainConfi
         log.info("--memory auto: with --fp8_base, which halves the base's memory and rounds its weights, it would be: "
                  "%s", _words(settle(step, static - plan.variant.layers * (block - smaller), room, smaller)))
     decided = _with(config, **found)
-    for problem in mode_problems(config.speed.compile_mode, decided.small_card.moving):
-        raise ConfigError(f"--memory auto moves blocks to host memory here. {problem}")
+    refuse_moving_graphs(decided)
     return decided
+
+
+def refuse_moving_graphs(decided: TrainConfig) -> None:
+    """ConfigError where `--memory auto` came to moving what recorded CUDA graphs would hold by its address."""
+    mode = decided.speed.compile_mode
+    if decided.speed.compiles and mode in RECORDING and decided.small_card.moving:
+        raise ConfigError(f"--memory auto has to move what blocks hold to host memory ({decided.small_card.moving}), "
+                          f"and --compile_mode {mode} records CUDA graphs, which fix where everything lies. Leave "
+                          "--compile_mode out, show shorter clips (--max_tokens), or train a smaller network.")
 
 
 def _words(found: dict[str, object]) -> str:

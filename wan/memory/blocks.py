@@ -81,6 +81,7 @@ class BlockRunner:
         self._compile = lambda part: torch.compile(part, fullgraph=True, dynamic=False, backend=backend, mode=mode)
         self._parts.clear()
         self.is_compiled = True
+        self.release()
         if mode in RECORDING:
             prepare_products(self._dit)
             self._dit.embed = functools.partial(_begin_pass, self._dit.embed)  # type: ignore[method-assign]

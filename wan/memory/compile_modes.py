@@ -8,6 +8,7 @@ RECORDING = ("reduce-overhead", "max-autotune")
 """Those that record CUDA graphs: each compiled pass of a block becomes one launch."""
 HELP = ("torch.compile's mode (default: default); reduce-overhead records CUDA graphs, for small models and short "
         "clips, where the GPU waits for the host (docs/performance.md)")
+DIFFERS = "what records CUDA graphs (reduce-overhead, max-autotune) is refused beside --blocks_to_swap"
 
 
 def mode_problems(mode: str | None, moving: str) -> Iterator[str]:
