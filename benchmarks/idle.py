@@ -1,6 +1,7 @@
 """How long the GPU has nothing to do in a real training, what makes the host wait, and what is compiled when.
 
     python -m benchmarks.idle RESULTS_DIR                  # 1.3B with all its blocks, compiled; about 2 min on an H200
+    python -m benchmarks.idle RESULTS_DIR --only "1.3B CUDA graphs"   # recorded graphs; over 85 s
     python -m benchmarks.idle RESULTS_DIR --only 14B       # 4 blocks of 14B, about 2 min
     python -m benchmarks.idle RESULTS_DIR --tiny           # a minute on a CPU, where idle time is not measured
 

@@ -1,6 +1,6 @@
 """Norms, rotation and scaling to eight bits by themselves: our kernels beside the same compiled by torch.
 
-    python -m benchmarks.rows_speed RESULTS            # at the models' shapes, on a GPU; half a minute on an H200
+    python -m benchmarks.rows_speed RESULTS            # at the models' shapes, on a GPU; over 45 s on an H200
     python -m benchmarks.rows_speed RESULTS --tiny     # on the CPU, where torch runs both as written: does it run?
 
 Shapes: tokens of 480x832x81 and 480x480x25 at the widths of 14B and 1.3B, and of their feed-forward parts. Times are of
