@@ -28,6 +28,8 @@ def gather(value: T) -> list[T]:
         # Encoding shares nothing between devices, so that gloo serves on every machine; a large share may take hours.
         dist.init_process_group("gloo", timeout=timedelta(hours=24))
     values: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    dist.destroy_process_group()
+    try:
+        dist.all_gather_object(values, value)
+    finally:
+        dist.destroy_process_group()
     return values  # type: ignore[return-value]

@@ -43,6 +43,7 @@ from training.launch import (
     refuse_differences,
     run_lock,
     set_up_torch,
+    together,
     with_seed,
 )
 from training.looking.preview_plan import prepare_previews
@@ -82,6 +83,11 @@ def train(config: TrainConfig) -> Path | None:
     """
     accelerator = make_accelerator(config.logging)
     processes = processes_of(accelerator)
+    with together(processes):
+        return _train(config, processes, accelerator)
+
+
+def _train(config: TrainConfig, processes: Processes, accelerator: Any) -> Path | None:
     start: Start = processes.from_first(lambda: find_start(config))
     if start.done and config.noise.show_timesteps is None:
         log.info("%s", start.done)
@@ -139,7 +145,6 @@ def _run(config: TrainConfig, plan: Plan, start: Start, *, processes: Processes,
     run.loop.run()
     log.info("trained %d steps in %s (%s). Use it: generate_video.py --lora_weight \"%s\"", run.loop.state.step,
              duration(time.monotonic() - started), meter.line(), run.final)
-    accelerator.end_training()
     return run.final
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from common.errors import ConfigError
 from common.logs import get_logger
@@ -57,6 +58,23 @@ def processes_of(accelerator: Any) -> Processes:
         raise ConfigError(f"{started} processes were started, but accelerate joined {processes.count}. Start them with "
                           "accelerate launch or torchrun.")
     return processes
+
+
+@contextmanager
+def together(processes: Processes) -> Iterator[None]:
+    """The stretch in which the processes of a launch work together; they part before the interpreter ends.
+
+    gloo's threads may hold the tensors of a collective for a moment after its result is there. An interpreter that ends
+    in that moment aborts (PyTorch's pull request 179291): a false exit code, and the launcher ends the others for it.
+    NCCL has no such threads, and after an error it may wait for what others never send; only a good end parts there.
+    """
+    is_done = False
+    try:
+        yield
+        is_done = True
+    finally:
+        if processes.count > 1 and (is_done or dist.get_backend() == "gloo"):
+            dist.destroy_process_group()
 
 
 def base_dtype(settings: SpeedSection, device: torch.device) -> torch.dtype:

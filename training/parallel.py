@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group: the defaults of its functions would keep it beyond its end
 
 from common.errors import UserError
 

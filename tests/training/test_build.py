@@ -303,7 +303,8 @@ def test_two_processes_learn_what_one_learns_with_their_batch(talking: Path, wei
                             "validate_every_n_steps": 2, "prefix_dropout": 0.3, "audio_dropout": 0.3,
                             "text_dropout": 0.3, "random_length": True, "min_frames": 5, "max_tokens": 24}
     train(settings(write_toml(talking.parent, "batch2.toml", batch=2), weights, tmp_path / "one", **more))
-    two = settings(talking, weights, tmp_path / "two", **more)
+    pytest.importorskip("tensorboard")
+    two = settings(talking, weights, tmp_path / "two", log_with="tensorboard", logging_dir=tmp_path / "logs", **more)
     (tmp_path / "two.toml").write_text(to_toml(two), encoding="utf-8")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
                "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
@@ -320,4 +321,5 @@ def test_two_processes_learn_what_one_learns_with_their_batch(talking: Path, wei
     assert figures[0][0] == figures[1][0], "before the first step the weights are the same, so every bit must be"
     assert len(figures[0]) == len(figures[1]) > 2
     assert [line[1] for line in figures[0]] == pytest.approx([line[1] for line in figures[1]], rel=1e-5)
+    assert list((tmp_path / "logs").rglob("events.out.tfevents*"))
     assert not list(tmp_path.rglob(".*"))

@@ -1,5 +1,9 @@
 """Precision, seed and processes of a run."""
 
+import importlib
+from pathlib import Path
+import socket
+import sys
 from typing import Any
 
 import pytest
@@ -8,7 +12,7 @@ import torch
 from common.config import to_toml
 from common.errors import ConfigError
 from training.config import LoggingSection, SpeedSection, TrainConfig
-from training.launch import base_dtype, make_accelerator, refuse_differences, with_seed
+from training.launch import base_dtype, make_accelerator, processes_of, refuse_differences, together, with_seed
 from training.parallel import Processes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -61,3 +65,38 @@ def test_processes_with_other_files_are_refused() -> None:
     with pytest.raises(ConfigError, match="the clips of process 1 differ from those of process 0"):
         refuse_differences(Two(), {"initial weights": "a", "clips": "b"})
     refuse_differences(Processes(), {"initial weights": "a", "clips": "b"})
+
+
+def part(rank: int, folder: str, port: int, fails: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1",
+                            "MASTER_PORT": port}.items():
+            patch.setenv(name, str(value))
+        processes = processes_of(make_accelerator(LoggingSection()))
+        try:
+            with together(processes):
+                importlib.import_module("torch._dynamo")  # as a first step does; it imports torch.distributed.nn
+
+                assert processes.gather(rank) == [0, 1] and gloo_threads()
+                if fails:
+                    raise ConfigError("what all of them meet")
+        except ConfigError:
+            assert fails
+    Path(folder, f"{rank}.txt").write_text(str(gloo_threads()))
+
+
+def gloo_threads() -> list[str]:
+    names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    return [name for name in names if "gloo" in name]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of threads are read as Linux tells them")
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "error"])
+def test_no_thread_of_a_group_outlives_the_work_of_its_processes(tmp_path: Path, fails: bool) -> None:
+    # The interpreter's end would race with them: "terminate called without an active exception", exit code -6.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(part, (str(tmp_path), port, fails), nprocs=2)
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["[]", "[]"]

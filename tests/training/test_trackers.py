@@ -40,7 +40,7 @@ def test_a_tracker_that_fails_is_left_alone(caplog: pytest.LogCaptureFixture) ->
         raise RuntimeError("no network")
 
     accelerator = SimpleNamespace(log_with=["wandb"], init_trackers=fail, log=lambda *a, **k: calls.append("log"),
-                                  end_training=lambda: calls.append("end"))
+                                  trackers=[SimpleNamespace(finish=lambda: calls.append("end"))])
     trackers = Trackers(accelerator, LoggingSection(), {})
     run: Any = None
     trackers.on_start(run)
@@ -52,7 +52,7 @@ def test_a_tracker_that_fails_is_left_alone(caplog: pytest.LogCaptureFixture) ->
 
 def test_held_out_figures_go_to_the_trackers_under_kohyas_heading() -> None:
     told: list[tuple[dict[str, float], int]] = []
-    accelerator = SimpleNamespace(log_with=["wandb"], init_trackers=lambda *a, **k: None, end_training=lambda: None,
+    accelerator = SimpleNamespace(log_with=["wandb"], init_trackers=lambda *a, **k: None,
                                   log=lambda values, step: told.append((values, step)))
     trackers = Trackers(accelerator, LoggingSection(), {})
     run: Any = None

@@ -91,9 +91,9 @@ class Trackers(Callback):
             self._try("log", lambda: self._accelerator.log(values, step=report.step))
 
     def on_end(self, run: Run, outcome: Outcome) -> None:
-        """Close the trackers."""
-        if self._works:
-            self._try("close", self._accelerator.end_training)
+        """Close the trackers, and not with them accelerate's process group: other callbacks end after this one."""
+        for tracker in self._accelerator.trackers if self._works else ():
+            self._try("close", tracker.finish)
 
     def _try(self, what: str, action: Any) -> None:
         """Training outlives its trackers: they talk to servers and disks that may be gone."""
