@@ -3,10 +3,11 @@
     python -m benchmarks.rows_speed RESULTS            # at the models' shapes, on a GPU; over 45 s on an H200
     python -m benchmarks.rows_speed RESULTS --tiny     # on the CPU, where torch runs both as written: does it run?
 
-Shapes: tokens of 480x832x81 and 480x480x25 at the widths of 14B and 1.3B, and of their feed-forward parts. Times are of
-the device, ROUNDS calls in a row; beside them what a call costs the host, timed on FEW rows. GB/s counts what must be
-read and written once; beside it stands what copying such a tensor reached in the same run. Appends a line a row to
-RESULTS/speed.jsonl and prints a Markdown table.
+Shapes: tokens of 480x832x81 and 480x480x25 at the widths of 14B and 1.3B, and of their feed-forward parts. Passes that
+compiled blocks join stand beside the same apart (GELU as torch compiles it). Times are of the device, ROUNDS calls in a
+row; beside them what a call costs the host, timed on FEW rows. GB/s counts what must be read and written once; beside
+it stands what copying such a tensor reached in the same run. Appends a line a row to RESULTS/speed.jsonl and prints a
+Markdown table.
 """
 
 import argparse
@@ -46,8 +47,10 @@ def passes(rows: int, width: int, where: Any) -> list[Pass]:
     import torch
     from torch.nn import functional as F  # noqa: N812
 
-    from wan.memory.fp8_compute import E4M3, LARGEST, SMALLEST_SCALE, quantise_rows
+    from wan.memory import fp8_rows
+    from wan.memory.fp8_rows import E4M3, LARGEST, SMALLEST_SCALE, quantise_rows
     from wan.modules import rows as ops
+    from wan.modules.block import gelu_by_sigmoid
     from wan.modules.rope import grid_positions, rope_table, rotate
 
     torch.manual_seed(0)
@@ -72,11 +75,12 @@ def passes(rows: int, width: int, where: Any) -> list[Pass]:
         made = cache(lambda: compiled(work, where)(tokens))
         return lambda: torch.autograd.grad(made(), tokens, slope.view_as(made()), retain_graph=True)
 
+    modulated, active = (x, weight, shift, EPS), compiled(gelu_by_sigmoid, where)
     _, means, deviations = ops.layer_norm_rows(x, weight, shift, EPS)
     _, lengths = ops.rms_norm_rows(x, weight[0], EPS, *rope)
     one = x.nbytes
     return [
-        Pass("layer norm, modulated", lambda: ops.layer_norm_rows(x, weight, shift, EPS),
+        Pass("layer norm, modulated", lambda: ops.layer_norm_rows(*modulated),
              partial(compiled(normed, where), x), 2 * one),
         Pass("its gradient", lambda: ops.layer_norm_rows_backward(slope, x, weight, means, deviations),
              backward_of(normed), 3 * one),
@@ -87,6 +91,12 @@ def passes(rows: int, width: int, where: Any) -> list[Pass]:
         Pass("to eight bits", partial(quantise_rows, x), partial(compiled(quantised, where), x), one * 3 // 2),
         Pass("to eight bits, feed-forward", partial(quantise_rows, wide), partial(compiled(quantised, where), wide),
              wide.nbytes * 3 // 2),
+        Pass("layer norm to eight bits; apart", partial(fp8_rows.norm_to_eight_bits, *modulated, None),
+             lambda: quantise_rows(ops.layer_norm_rows(*modulated)[0]), one * 3 // 2),
+        Pass("layer norm and eight bits; apart", partial(fp8_rows.norm_and_eight_bits, *modulated, None),
+             lambda: quantise_rows(ops.layer_norm_rows(*modulated)[0]), one * 5 // 2),
+        Pass("GELU to eight bits; apart", partial(fp8_rows.gelu_to_eight_bits, wide, None),
+             lambda: quantise_rows(active(wide)), wide.nbytes * 3 // 2),
         Pass("a copy", x.clone, x.clone, 2 * one),
     ]
 

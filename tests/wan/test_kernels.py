@@ -59,13 +59,19 @@ def test_norms_by_rows(name: str, more: dict[str, str], constants: dict[str, Any
 
 
 @pytest.mark.parametrize("width", [*WIDTHS, 8960, 13824])
-def test_rows_in_eight_bits(width: int) -> None:
-    from wan.memory.fp8_triton import _quantise
+@pytest.mark.parametrize(("name", "more", "constants"), [
+    ("_quantise", {}, {}),
+    ("_gelu", {"first": "fp32", "third": "fp32"}, {}),
+    ("_layer_norm", {"weight": FULL, "shift": FULL, "normed": HALF, "means": FULL, "deviations": FULL,
+                     "token_rows": "i32", "eps": "fp32"}, {"has_shift": True, "keeps": True})])
+def test_rows_in_eight_bits(name: str, more: dict[str, str], constants: dict[str, Any], width: int) -> None:
+    from wan.memory import fp8_triton
     from wan.modules.rows_triton import warps
 
     block = triton.next_power_of_2(width)
-    code = machine_code(_quantise, {"x": HALF, "out": EIGHT, "scales": FULL, "largest": "fp32", "smallest": "fp32"},
-                        {"width": width, "block": block}, warps(block))
+    arguments = {"x": HALF, "out": EIGHT, "scales": FULL, "factor": FULL, "largest": "fp32", "smallest": "fp32"}
+    code = machine_code(getattr(fp8_triton, name), {**arguments, **more},
+                        {"width": width, "block": block, "has_factor": True, **constants}, warps(block))
     assert is_wide(code) and "e4m3x2" in code
 
 

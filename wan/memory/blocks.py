@@ -78,7 +78,9 @@ class BlockRunner:
             torch._dynamo.config.accumulated_recompile_limit, 4 * GRAPHS)
         # Backward graphs are made with the forward ones, so that a failure comes where it can be met.
         torch._functorch.config.force_non_lazy_backward_lowering = True
-        self._compile = lambda part: torch.compile(part, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+        options = _options(mode) if backend == "inductor" else None
+        self._compile = lambda part: torch.compile(part, fullgraph=True, dynamic=False, backend=backend,
+                                                   **({"options": options} if options else {"mode": mode}))
         self._parts.clear()
         self.is_compiled = True
         self.release()
@@ -165,6 +167,15 @@ class _CompiledOrNot:
             log.info("compiled the blocks for %s in %.0f s", use_of(tokens).words, time.monotonic() - started)
         self._graphs.note(tokens, made)
         return result
+
+
+def _options(mode: str | None) -> dict[str, Any]:
+    """Inductor's settings: those of `mode`, and the pass that writes products' inputs in eight bits at once."""
+    import torch._inductor
+
+    from wan.memory.fp8_fusion import EightBitRows
+
+    return {**torch._inductor.list_mode_options(mode or "default"), "post_grad_custom_post_pass": EightBitRows()}
 
 
 def _begin_pass(embed: Callable[..., Any], *inputs: Any, **named: Any) -> Any:

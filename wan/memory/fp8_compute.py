@@ -13,53 +13,15 @@ from jaxtyping import Float
 import torch
 from torch import Tensor, nn
 
-from common.kernels import reason_against
 from common.low_rank import add_low_rank_in_place, low_rank_gradients
 from common.operators import operator
-from wan.memory.fp8 import FP8_DTYPES, Fp8Linear, Fp8Settings, Quantised, dequantise, quantise
-from wan.modules.rows import WIDEST
+from wan.memory.fp8 import Fp8Linear, Fp8Settings, Quantised, dequantise, quantise
+from wan.memory.fp8_rows import E4M3, quantise_rows
 
-E4M3 = FP8_DTYPES[0]
-LARGEST = torch.finfo(E4M3).max
-SMALLEST_SCALE = 1e-12
 MULTIPLE = 16
 """What both sizes of a weight must be a multiple of for the units."""
 FEW_ROWS = ("cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img")
 """Linears over text and CLIP tokens: too few rows to gain anything; they store float8 and compute in 16 bits."""
-
-
-def _fake_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape, dtype=E4M3), x.new_empty((x.shape[0], 1), dtype=torch.float32)
-
-
-@operator("(Tensor x) -> (Tensor, Tensor)", _fake_rows)
-def quantise_rows(x: Float[Tensor, "M K"]) -> tuple[Float[Tensor, "M K"], Float[Tensor, "M 1"]]:
-    """(e4m3 values, float32 scales) with a scale for each row.
-
-    On CUDA one kernel, which reads a row once; what torch compiles for this took two to three times as long as the
-    bytes would (profiles on an H200).
-    """
-    x = x.contiguous()
-    if x.is_cuda and x.shape[1] <= WIDEST and not why_not(x.device):
-        from wan.memory.fp8_triton import quantise as by_kernel
-        values = torch.empty_like(x, dtype=E4M3)
-        return values, by_kernel(x, values, LARGEST, SMALLEST_SCALE)
-    scale = (x.abs().amax(dim=-1, keepdim=True).float() / LARGEST).clamp(min=SMALLEST_SCALE)
-    return (x.float() / scale).clamp(-LARGEST, LARGEST).to(E4M3), scale
-
-
-@functools.cache
-def why_not(device: torch.device) -> str:
-    """Why rows cannot be quantised by the kernel there (a card without float8); an empty text where they can."""
-    def attempt() -> str:
-        from wan.memory.fp8_triton import quantise as by_kernel
-
-        x = torch.arange(-3.0, 5, device=device).to(torch.bfloat16)[None]
-        values = torch.empty_like(x, dtype=E4M3)
-        scale = by_kernel(x, values, LARGEST, SMALLEST_SCALE)
-        return "" if torch.allclose(values.float() * scale, x.float(), rtol=0.07) else "it gave other numbers"
-
-    return reason_against(attempt, "rows are quantised without their own kernel, slower")
 
 
 def _fake_product(rows: Tensor, row_scale: Tensor, values: Tensor, bias: Tensor | None, low_rank: list[Tensor],
