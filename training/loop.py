@@ -265,7 +265,9 @@ class Loop:
         too_large = self.guard.finds(totals.loss, totals.grad_norm) if is_finite else ""
         losses = [(name, value) for part in seen
                   for name, value in zip(part.names, part.per_sample.tolist(), strict=True)]
-        everywhere = [pair for one in self.processes.gather(losses) for pair in one]
+        hints = "" if too_large else "".join(f" ({hint})" for part in seen if (hint := part.hint()))
+        told = self.processes.gather((losses, hints))
+        everywhere = [pair for one, _ in told for pair in one]
         step = self.state.step + 1
         if too_large:
             items = ", ".join(f"{name} (loss {value:.4g})" for name, value in everywhere)
@@ -278,4 +280,4 @@ class Loop:
         raise NonFiniteLoss(
             f"step {step}: the {what} is not finite; the weights were not touched. Items of the step: {items}. Look at "
             "these files and their caches; lower --learning_rate if the loss had been growing; fp16 weights overflow "
-            "where bf16 does not." + "".join(f" ({hint})" for part in seen if (hint := part.hint())))
+            "where bf16 does not." + "".join(hints for _, hints in told))
