@@ -35,6 +35,14 @@ def start_missing_processes() -> int | None:
     return _torchrun(["--standalone", "--nproc_per_node", str(wanted), *sys.argv])
 
 
+def refuse_several(script: str, instead: str) -> None:
+    """ConfigError where a launch has started more than one process of a script that knows nothing of the others."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1:
+        raise ConfigError(f"{script} works in one process, and {started} were started: each would write the same "
+                          f"files. Start it with python; {instead}")
+
+
 def _end_with_parent() -> None:
     """Have SIGTERM come, which torchrun passes on, when accelerate ends: it passes none on to what it has started."""
     if sys.platform == "linux":
