@@ -1,7 +1,7 @@
 """The training loop: epochs, accumulation, clipping, steps and callbacks, for any model and any data."""
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from training.callbacks import Callback, Outcome, RunState, StepReport, Validati
 from training.guard import ExplodedLoss, Guard, NonFiniteLoss
 from training.optimizers import current_rates, step_unless
 from training.parallel import GradientBucket, Processes, StepTotals
-from training.signals import StopWish
+from training.signals import Interrupted, StopWish
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,14 @@ class Loop:
         self.stop_reason = self.stop_reason or reason
 
     def interruptible(self) -> AbstractContextManager[None]:
-        """A look at the run that a signal may end at once; with several processes, all of them must look to the end."""
-        return self.wish.interruptible() if self.processes.count == 1 else nullcontext()
+        """A look at the run that a signal may end at once, with `Interrupted`."""
+        return self.wish.interruptible()
+
+    def stop_together(self, numbers: Iterable[int | None]) -> None:
+        """Raise `Interrupted` on every process where a signal has ended the look of one; `numbers` of all processes."""
+        if stopped := [number for number in numbers if number is not None]:
+            self.wish.number = self.wish.number or stopped[0]
+            raise Interrupted(self.wish.number)
 
     def saved(self, path: Path) -> None:
         """Tell every callback that a checkpoint is on disk."""
