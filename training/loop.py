@@ -1,7 +1,7 @@
 """The training loop: epochs, accumulation, clipping, steps and callbacks, for any model and any data."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, replace
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ from training.ahead import Ahead
 from training.callbacks import Callback, Outcome, RunState, StepReport, ValidationReport, end_all
 from training.guard import ExplodedLoss, Guard, NonFiniteLoss
 from training.optimizers import current_rates, step_unless
-from training.parallel import GradientBucket, Processes, StepTotals
+from training.parallel import GradientBucket, LostProcess, Processes, StepTotals
 from training.signals import Interrupted, StopWish
 
 
@@ -139,6 +139,10 @@ class Loop:
             except KeyboardInterrupt as error:
                 self.error = error
                 end_all(self.callbacks, self, Outcome.INTERRUPTED)
+                if not self.wish.is_urgent:  # else the others may be anywhere
+                    # A launcher ends the others as soon as one has ended: none may, before the last file is written.
+                    with suppress(LostProcess):
+                        self.processes.wait()
                 raise
             except BaseException as error:
                 self.error = error

@@ -1,4 +1,4 @@
-"""Processes of which one is asked to stop while they look at a run: its look ends, and then all of them end alike."""
+"""Processes of which one is asked to stop: its look at the run ends, all end alike, and none before the first."""
 
 from contextlib import nullcontext
 from datetime import timedelta
@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from tests.training.line import DATA, Constant, Line
-from training.callbacks import Callback, Outcome, Run
+from training.callbacks import Callback, Outcome, Run, StepReport
 from training.looking import validation
 from training.looking.preview_plan import Schedule
 from training.looking.previews import Previews
@@ -85,3 +85,37 @@ def work(rank: int, folder: str, kind: str) -> None:
 def test_a_signal_ends_the_look_of_several_processes(tmp_path: Path, kind: str) -> None:
     torch.multiprocessing.spawn(work, (str(tmp_path), kind), nprocs=2)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["2 15 Outcome.INTERRUPTED"] * 2
+
+
+class SlowPage(Callback):
+    """The first process has files to write at the end, the second one is asked to stop."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_step(self, run: Run, report: StepReport) -> None:
+        if not run.processes.is_main and report.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_end(self, run: Run, outcome: Outcome) -> None:
+        if run.processes.is_main:
+            time.sleep(2)
+            self.path.write_text("written")
+
+
+def end_after_the_first(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=20))
+    torch.set_num_threads(1)
+    job, page = Line(DATA), Path(folder, "page.txt")
+    run = Loop(job, optimizer=torch.optim.SGD(job.parameters, lr=0.1), schedule=Constant(),
+               settings=LoopSettings(steps=20), processes=Processes(rank, 2), callbacks=[SlowPage(page)])
+    with pytest.raises(Interrupted):
+        run.run()
+    assert page.exists(), "a launcher would now end the first process in the middle of it"
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_no_process_ends_before_the_first_has_written_its_files(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(end_after_the_first, (str(tmp_path),), nprocs=2)
