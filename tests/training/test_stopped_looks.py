@@ -47,10 +47,10 @@ class LongPreviews(Previews):
         look()
 
 
-def previews(rank: int) -> Previews:
+def previews(rank: int, folder: str) -> Previews:
     pieces = [SimpleNamespace(number=number, where="here", plan=SimpleNamespace(summary="")) for number in range(2)]
     prepared: Any = SimpleNamespace(
-        pieces=pieces, prepared={rank: None}, schedule=Schedule(every_steps=2), folder=Path("sample"), name="n",
+        pieces=pieces, prepared={rank: None}, schedule=Schedule(every_steps=2), folder=Path(folder), name="n",
         pipeline=SimpleNamespace(models=SimpleNamespace(lend=lambda **of: None)))
     nothing: Any = None
     return LongPreviews(prepared, dit=nothing, network=nn.Module(), as_saved=nullcontext)
@@ -71,7 +71,7 @@ def work(rank: int, folder: str, kind: str) -> None:
                             timeout=timedelta(seconds=20))
     torch.set_num_threads(1)
     job, ending = Line(DATA), Ending()
-    looks: Callback = previews(rank) if kind == "previews" else measurement(rank)
+    looks: Callback = previews(rank, folder) if kind == "previews" else measurement(rank)
     run = Loop(job, optimizer=torch.optim.SGD(job.parameters, lr=0.1), schedule=Constant(),
                settings=LoopSettings(steps=20), processes=Processes(rank, 2), callbacks=[looks, ending])
     with pytest.raises(Interrupted) as stop:
