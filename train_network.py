@@ -1,5 +1,7 @@
 """Train a LoRA, and conditions such as audio, on a Wan model: ``accelerate launch train_network.py --help``."""
 
+import logging
+
 from common.config import parse
 from common.errors import run
 from common.launch import start_missing_processes
@@ -16,7 +18,7 @@ EPILOG = "Flags of musubi-tuner that mean something else here, or nothing: docs/
 
 def main() -> int:
     """Read the settings, then train."""
-    setup_logging()
+    setup_logging(others=logging.ERROR)
     if (code := start_missing_processes()) is not None:
         return code
     config = parse(TrainConfig, prog="train_network.py", description=DESCRIPTION, epilog=EPILOG, foreign=FOREIGN)

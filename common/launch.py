@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import os
+import signal
 import sys
 
 from common.errors import ConfigError
@@ -30,11 +31,34 @@ def start_missing_processes() -> int | None:
     log.info("accelerate launch starts one process on a CPU; torchrun starts the %d that were asked for.", wanted)
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
+    _end_with_parent()
     return _torchrun(["--standalone", "--nproc_per_node", str(wanted), *sys.argv])
 
 
+def refuse_several(script: str, instead: str) -> None:
+    """ConfigError where a launch has started more than one process of a script that knows nothing of the others."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1:
+        raise ConfigError(f"{script} works in one process, and {started} were started: each would write the same "
+                          f"files. Start it with python; {instead}")
+
+
+def _end_with_parent() -> None:
+    """Have SIGTERM come, which torchrun passes on, when accelerate ends: it passes none on to what it has started."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+_PR_SET_PDEATHSIG = 1
+
+
 def _torchrun(words: list[str]) -> int:
-    """Exit code of a launch. The processes have told what failed, so that torchrun's own account of it is left out."""
+    """Exit code of a launch. The processes have told what failed, so that torchrun's own account of it is left out.
+
+    A process that the system ended could not; that is told here.
+    """
     import logging
 
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -45,7 +69,12 @@ def _torchrun(words: list[str]) -> int:
     try:
         main(words)
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        log.error("error: process %s was ended by %s%s", rank, signal.Signals(-failure.exitcode).name,
+                  ", as a system does that has no memory left" if failure.exitcode == -signal.SIGKILL else "")
+        return 128 - failure.exitcode
     except SignalException as error:
         return 128 + error.sigval
     return 0

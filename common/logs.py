@@ -15,14 +15,17 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def setup_logging(verbose: bool = False) -> None:
-    """Plain lines on stderr, warnings and above from processes other than the first. Called by entry points only."""
+def setup_logging(verbose: bool = False, *, others: int = logging.WARNING) -> None:
+    """Plain lines on stderr, from processes other than the first only those of level `others` and above.
+
+    Called by entry points only. Where all processes meet the same warnings, `others` is ERROR.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     level = logging.DEBUG if verbose else logging.INFO
     if not is_main_process():
-        level = logging.WARNING
+        level = others
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("matplotlib", "PIL", "urllib3", "filelock", "torio", "libav", "bitsandbytes"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ import math
 import os
 from pathlib import Path
 import re
+import shutil
 import struct
 from typing import Any
 
@@ -22,20 +23,27 @@ STREAMED_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write `tensors` (moved to the CPU, made contiguous) with text `metadata`; the old file stays until all is there.
 
-    A full disk is an OSError, as from Python's own writes.
+    A full disk is an OSError, as from Python's own writes. safetensors writes under a name of its own (``.tmpVr1Ky8``)
+    beside the file that it is told: it gets a folder under ours, so that a killed process leaves nothing that nobody
+    knows.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
+        folder = temporary.with_name(f"{temporary.name}.d")
+        folder.mkdir()
         try:
-            save_file(contiguous, temporary, metadata=dict(metadata))
+            save_file(contiguous, folder / temporary.name, metadata=dict(metadata))
+            os.replace(folder / temporary.name, temporary)
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def stream_tensors(path: str | os.PathLike[str], layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 import re
+import shutil
 import time
 
 from torch import Tensor
@@ -24,6 +25,14 @@ log = get_logger(__name__)
 _OURS = re.compile(r".+-[0-9a-f]{8}(_\d{5,}-\d{3,})?(_\d+x\d+)?\.(?P<feature>\w+)\.safetensors")
 _MUSUBI = ("*_wan.safetensors", "*_wan_te.safetensors")
 _FORGOTTEN_AFTER_S = 3600.0
+
+
+def _changed_at(path: Path) -> float:
+    """When a file was last changed; now where it is gone, because another process has renamed or removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 class CacheStore:
@@ -116,9 +125,12 @@ class CacheStore:
                 "they do not say what they were made from.")
 
     def sweep(self) -> int:
-        """Remove temporary files of writers that died more than an hour ago; return how many."""
+        """Remove temporary files and folders of writers that died more than an hour ago; return how many.
+
+        Another process may sweep at the same time.
+        """
         old = [path for folder in self.dataset.cache_directories for path in folder.glob(f".*{TEMPORARY_SUFFIX}*")
-               if path.is_file() and time.time() - path.stat().st_mtime > _FORGOTTEN_AFTER_S]
+               if time.time() - _changed_at(path) > _FORGOTTEN_AFTER_S]
         for path in old:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         return len(old)

@@ -3,6 +3,7 @@
 from common.config import to_toml
 from common.devices import Meter, pick_device
 from common.errors import ConfigError
+from common.launch import refuse_several
 from common.logs import get_logger
 from inference.batch import Failure, generate_many
 from inference.latents import decode_latents
@@ -18,6 +19,8 @@ def run_request(request: GenerationRequest) -> int:
 
     A single request that fails raises its error; of several, failures are listed at the end.
     """
+    refuse_several("generate_video.py", "for several GPUs start it once for each, with CUDA_VISIBLE_DEVICES and a "
+                                        "share of the prompts in a --from_file of its own.")
     if request.latent_path:
         check_save_path(request, len(request.latent_path))
         decode_latents(request)

@@ -1,6 +1,6 @@
 """Points of a run where something else than learning may happen, each a no-op."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -175,7 +175,13 @@ class Run(Protocol):
         """End the run after this step, with its final files written. Call it on every process alike."""
 
     def interruptible(self) -> AbstractContextManager[None]:
-        """Around long looks at the run (validation, previews): Ctrl-C and SIGTERM may end them at once."""
+        """Around this process's part of a long look (validation, previews): Ctrl-C and SIGTERM end it at once.
+
+        Nothing inside may wait for another process. Catch `Interrupted`, and give its number to `stop_together`.
+        """
+
+    def stop_together(self, numbers: Iterable[int | None]) -> None:
+        """Raise `Interrupted` on all processes, where one of `numbers`, theirs, is that of a signal."""
 
     def saved(self, path: Path) -> None:
         """Tell the other callbacks that a checkpoint is on disk."""

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from common.errors import ConfigError
 from common.logs import get_logger
 from training.config import FP16_REFUSED, LoggingSection, SavingSection, SpeedSection, TrainConfig
-from training.parallel import Processes
+from training.parallel import Processes, tell_others
 from training.telling.trackers import log_folder, tracker_names
 
 log = get_logger(__name__)
@@ -67,11 +67,16 @@ def together(processes: Processes) -> Iterator[None]:
     gloo's threads may hold the tensors of a collective for a moment after its result is there. An interpreter that ends
     in that moment aborts (PyTorch's pull request 179291): a false exit code, and the launcher ends the others for it.
     NCCL has no such threads, and after an error it may wait for what others never send; only a good end parts there.
+    Who leaves with an error tells the others why: one of them may be the one whose words are read.
     """
     is_done = False
     try:
         yield
         is_done = True
+    except BaseException as error:
+        if processes.count > 1:
+            tell_others(error)
+        raise
     finally:
         if processes.count > 1 and (is_done or dist.get_backend() == "gloo"):
             dist.destroy_process_group()

@@ -1,7 +1,7 @@
 """The training loop: epochs, accumulation, clipping, steps and callbacks, for any model and any data."""
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, replace
 import math
 from pathlib import Path
@@ -16,8 +16,8 @@ from training.ahead import Ahead
 from training.callbacks import Callback, Outcome, RunState, StepReport, ValidationReport, end_all
 from training.guard import ExplodedLoss, Guard, NonFiniteLoss
 from training.optimizers import current_rates, step_unless
-from training.parallel import GradientBucket, Processes, StepTotals
-from training.signals import StopWish
+from training.parallel import GradientBucket, LostProcess, Processes, StepTotals
+from training.signals import Interrupted, StopWish
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,10 @@ class Loop:
             except KeyboardInterrupt as error:
                 self.error = error
                 end_all(self.callbacks, self, Outcome.INTERRUPTED)
+                if not self.wish.is_urgent:  # else the others may be anywhere
+                    # A launcher ends the others as soon as one has ended: none may, before the last file is written.
+                    with suppress(LostProcess):
+                        self.processes.wait()
                 raise
             except BaseException as error:
                 self.error = error
@@ -152,8 +156,14 @@ class Loop:
         self.stop_reason = self.stop_reason or reason
 
     def interruptible(self) -> AbstractContextManager[None]:
-        """A look at the run that a signal may end at once; with several processes, all of them must look to the end."""
-        return self.wish.interruptible() if self.processes.count == 1 else nullcontext()
+        """A look at the run that a signal may end at once, with `Interrupted`."""
+        return self.wish.interruptible()
+
+    def stop_together(self, numbers: Iterable[int | None]) -> None:
+        """Raise `Interrupted` on every process where a signal has ended the look of one; `numbers` of all processes."""
+        if stopped := [number for number in numbers if number is not None]:
+            self.wish.number = self.wish.number or stopped[0]
+            raise Interrupted(self.wish.number)
 
     def saved(self, path: Path) -> None:
         """Tell every callback that a checkpoint is on disk."""
@@ -265,7 +275,9 @@ class Loop:
         too_large = self.guard.finds(totals.loss, totals.grad_norm) if is_finite else ""
         losses = [(name, value) for part in seen
                   for name, value in zip(part.names, part.per_sample.tolist(), strict=True)]
-        everywhere = [pair for one in self.processes.gather(losses) for pair in one]
+        hints = "" if too_large else "".join(f" ({hint})" for part in seen if (hint := part.hint()))
+        told = self.processes.gather((losses, hints))
+        everywhere = [pair for one, _ in told for pair in one]
         step = self.state.step + 1
         if too_large:
             items = ", ".join(f"{name} (loss {value:.4g})" for name, value in everywhere)
@@ -278,4 +290,4 @@ class Loop:
         raise NonFiniteLoss(
             f"step {step}: the {what} is not finite; the weights were not touched. Items of the step: {items}. Look at "
             "these files and their caches; lower --learning_rate if the loss had been growing; fp16 weights overflow "
-            "where bf16 does not." + "".join(f" ({hint})" for part in seen if (hint := part.hint())))
+            "where bf16 does not." + "".join(hints for _, hints in told))

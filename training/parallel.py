@@ -1,14 +1,17 @@
 """Gradients in one flat bucket: summed over processes, divided by the samples of all of them, clipped."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 import math
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 import torch.distributed.nn  # before there is a group: the defaults of its functions would keep it beyond its end
 
 from common.errors import UserError
@@ -32,7 +35,8 @@ class Processes:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
+        with exchanging():
+            dist.all_gather_object(values, value)
         return values
 
     def from_first(self, make: Callable[[], Any]) -> Any:
@@ -52,7 +56,8 @@ class Processes:
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.count > 1:
-            dist.barrier()
+            with exchanging():
+                dist.barrier()
 
 
 class MeetingPoint:
@@ -68,10 +73,51 @@ class MeetingPoint:
     def wait(self) -> None:
         """Wait until every process is here."""
         if self._group is not None:
-            dist.barrier(group=self._group)
+            with exchanging():
+                dist.barrier(group=self._group)
 
 
 _PATIENCE = timedelta(days=30)
+
+
+class LostProcess(UserError):
+    """Another process of the launch has ended, or does not come; what it told of it is the text."""
+
+
+@contextmanager
+def exchanging() -> Iterator[None]:
+    """Around what processes do together. Where another one is gone, LostProcess tells why it went (`tell_others`)."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        # Without the place in gloo's source, and its jokes.
+        what = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0]).split(". ")[0]
+        raise LostProcess(_told_by_others() or (
+            f"another process of the launch is gone, or does not come, and has not told why ({what}). Look at what it "
+            "printed, and whether the system killed it for want of memory.")) from error
+
+
+def tell_others(error: BaseException) -> None:
+    """Leave word of what ends this process alone, for the others who will miss it; before it leaves them."""
+    if isinstance(error, LostProcess):
+        return
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    with suppress(RuntimeError, ValueError):  # the store is with a process that may be gone, or was never there
+        distributed_c10d._get_default_store().set(_word_of(dist.get_rank()), text)
+
+
+def _told_by_others() -> str:
+    with suppress(RuntimeError, ValueError):
+        store = distributed_c10d._get_default_store()
+        words = [(rank, _word_of(rank)) for rank in range(dist.get_world_size())]
+        return "; ".join(f"process {rank}: {store.get(word).decode()}" for rank, word in words if store.check([word]))
+    return ""
+
+
+def _word_of(rank: int) -> str:
+    return f"omnituner/why/{rank}"
 
 
 @dataclass(frozen=True)
@@ -169,7 +215,8 @@ class GradientBucket:
         process that are read with the report, so that they cost no wait of their own.
         """
         if self.processes.count > 1:
-            dist.all_reduce(self._flat)
+            with exchanging():
+                dist.all_reduce(self._flat)
         samples = self._flat[-1].clone()
         self._flat[:-1].div_(samples.clamp(min=1))
         gradients = self._flat[:-4]

@@ -284,18 +284,6 @@ def test_our_names_are_not_musubis(folder: Path, encoders: list[ToyEncoder]) -> 
     assert not list((folder / "cache").glob("*_wan_te.safetensors"))
 
 
-def test_temporary_files_of_dead_writers_are_swept(folder: Path) -> None:
-    (folder / "cache").mkdir()
-    old = folder / "cache" / ".a.123.abcd.tmp.safetensors"
-    young = folder / "cache" / ".b.123.abcd.tmp.safetensors"
-    for path in (old, young):
-        path.write_bytes(b"x")
-    os.utime(old, (1, 1))
-    assert CacheStore(opened(folder / "dataset.toml")).sweep() == 1
-    assert not old.exists()
-    assert young.exists()
-
-
 def test_feature_that_no_source_can_give_is_an_error_with_the_remedy(folder: Path, weights: Path) -> None:
     with pytest.raises(ConfigError, match="needs control, and no source has it. Set control_directory"):
         work_list(opened(folder / "dataset.toml"), [FeatureJob.of(ToyControl(weights))])

@@ -47,6 +47,13 @@ def test_unusable_models_end_a_prompt_file_at_once(ask, tmp_path):
         run_request(ask(prompt=None, from_file=prompts, save_path=tmp_path / "out", vae=Path("nowhere.pth")))
 
 
+def test_several_processes_that_would_write_the_same_video_are_refused(ask, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"in one process, and 2 were started.*CUDA_VISIBLE_DEVICES"):
+        run_request(ask(save_path=tmp_path / "a.mp4"))
+    assert not list(tmp_path.glob("a*"))
+
+
 def test_many_videos_do_not_go_into_one_file(ask, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a\nb\n", encoding="utf-8")

@@ -304,7 +304,8 @@ def test_two_processes_learn_what_one_learns_with_their_batch(talking: Path, wei
                             "text_dropout": 0.3, "random_length": True, "min_frames": 5, "max_tokens": 24}
     train(settings(write_toml(talking.parent, "batch2.toml", batch=2), weights, tmp_path / "one", **more))
     pytest.importorskip("tensorboard")
-    two = settings(talking, weights, tmp_path / "two", log_with="tensorboard", logging_dir=tmp_path / "logs", **more)
+    two = settings(talking, weights, tmp_path / "two", log_with="tensorboard", logging_dir=tmp_path / "logs",
+                   logit_mean=0.5, **more)
     (tmp_path / "two.toml").write_text(to_toml(two), encoding="utf-8")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
                "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
@@ -312,6 +313,7 @@ def test_two_processes_learn_what_one_learns_with_their_batch(talking: Path, wei
     result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
                             check=False, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stderr.count("--logit_mean has no effect") == 1, "what all processes meet is told once"
     one, both = load_file(tmp_path / "one" / "t.safetensors"), load_file(tmp_path / "two" / "t.safetensors")
     assert one.keys() == both.keys()
     assert max((one[key] - both[key]).abs().max().item() for key in one) <= 1e-6

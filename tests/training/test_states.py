@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from common.errors import ConfigError
+from common.tensorfile import save_tensors
 from training.keeping.states import (
     clear_newer,
     find_states,
@@ -128,3 +130,20 @@ def test_what_is_no_state_says_so(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="has no state.json, which is written last"):
         read_state(tmp_path / "empty")
+
+
+def test_a_process_that_is_killed_while_saving_leaves_only_names_that_are_swept(tmp_path: Path) -> None:
+    script = ("import os, sys\nfrom pathlib import Path\nimport safetensors.torch\nimport torch\n"
+              "from common.tensorfile import save_tensors\n"
+              "def killed(tensors, path, metadata):\n"
+              "    (Path(path).parent / '.tmpVr1Ky8').write_bytes(b'half')  # as safetensors does\n"
+              "    os._exit(9)\n"
+              "safetensors.torch.save_file = killed\n"
+              "save_tensors(sys.argv[1], {'a': torch.zeros(1)}, {})\n")
+    target = tmp_path / "t.safetensors"
+    result = subprocess.run([sys.executable, "-c", script, str(target)], cwd=Path(__file__).parents[2], check=False)
+    assert result.returncode == 9 and list(tmp_path.iterdir())
+    sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+    save_tensors(target, {"a": torch.zeros(1)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]

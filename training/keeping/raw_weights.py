@@ -16,5 +16,5 @@ class RawWeights(Callback):
 
     def on_end(self, run: Run, outcome: Outcome) -> None:
         """Write once, at the end of a finished run."""
-        if outcome is Outcome.FINISHED and run.processes.is_main:
-            self._write(self.path, run.state)
+        if outcome is Outcome.FINISHED:
+            run.processes.from_first(lambda: self._write(self.path, run.state))

@@ -91,11 +91,10 @@ class StateKeeper(Callback):
                         or isinstance(run.error, BrokenStep))
         if self._saved_step is None or (run.state.step == 0 and outcome is not Outcome.FINISHED):
             return
-        if not stands_alone:
-            log.warning("one process failed alone, so no state is saved now; the last saved one is gone on from")
-        elif not self.snapshot.is_sound:
-            log.warning("the run was broken off at once, so no state is saved now; the last saved one is gone "
-                        "on from")
+        if not stands_alone or not self.snapshot.is_sound:
+            if run.processes.is_main:
+                why = "the run was broken off at once" if stands_alone else "one process failed alone"
+                log.warning("%s, so no state is saved now; the last saved one is gone on from", why)
         elif run.state.step != self._saved_step or outcome is Outcome.FINISHED:
             is_early = run.stop_reason and outcome is Outcome.FINISHED
             self.save(run, status="stopped early" if is_early else outcome.value)

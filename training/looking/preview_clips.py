@@ -37,10 +37,12 @@ def held_out_prompts(config: TrainConfig, plan: Plan, base: GenerationRequest, p
                           "hold neither pictures nor sound. Bring them back to where the dataset TOML looks for them, "
                           "or name pictures and sounds of your own in --sample_prompts.")
     folder = config.saving.output_dir / FOLDER / HELD_OUT
-    if processes.is_main:
+
+    def write() -> None:
         for clip in clips:
             write_inputs(clip, plan, folder)
-    processes.wait()
+
+    processes.from_first(write)
     return [PromptEntry(f"held-out {clip.name}", _request(clip, plan, folder, base)) for clip in clips]
 
 

@@ -19,6 +19,7 @@ from training.looking.preview_page import PAGE, write_page
 from training.looking.preview_plan import Piece, PreparedPreviews
 from training.looking.validation import measuring
 from training.parallel import MeetingPoint
+from training.signals import Interrupted
 from wan.modules.dit import WanDiT
 
 log = get_logger(__name__)
@@ -108,12 +109,14 @@ class Previews(Callback):
             return
         started = time.monotonic()
         processes.wait()  # until the first process has written the step's checkpoint
-        failures = self._make_own(run)
+        failures, stopped = self._make_own(run)
         assert self._meeting is not None
         self._meeting.wait()
-        for done, failed in processes.gather((sorted(self._done), failures)):
+        parts = processes.gather((sorted(self._done), failures, stopped))
+        for done, failed, _ in parts:
             self._done.update(done)
             self.failures += failed
+        run.stop_together(number for _, _, number in parts)
         if processes.is_main:
             self._write_page(step, time.monotonic() - started)
 
@@ -126,8 +129,9 @@ class Previews(Callback):
         else:
             log.info("step %d: previews made in %.0f s: %s", step, seconds, path)
 
-    def _make_own(self, run: Run) -> int:
-        """This process's previews; how many failed. Nothing inside waits for another process."""
+    def _make_own(self, run: Run) -> tuple[int, int | None]:
+        """Make this process's previews: how many failed, and the signal that ended it. Nothing inside waits for another
+        process."""
         failures = 0
         with measuring(self._network, run.processes.device), self._as_saved(), self._vae_at_hand(run):
             for piece in self.previews.pieces:
@@ -137,13 +141,15 @@ class Previews(Callback):
                     # Innermost, so that a signal never falls into the putting back of weights and modes.
                     with run.interruptible():
                         self._make(run, piece)
+                except Interrupted as stop:
+                    return failures, stop.number
                 except Exception as error:  # noqa: BLE001 - whatever it is, a look must not end a training
                     failures += 1
                     log.error("step %d: preview %02d (%s) failed, training goes on: %s", run.state.step, piece.number,
                               piece.where, error, exc_info=True)
                 free_memory()
                 self._done.add(piece.number)
-        return failures
+        return failures, None
 
     def _make(self, run: Run, piece: Piece) -> None:
         prepared = self._with_network(run, self.previews.prepared[piece.number])

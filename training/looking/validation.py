@@ -32,6 +32,7 @@ from training.looking.shifted_sound import (
     without_sound,
 )
 from training.loss import empty_masks
+from training.signals import Interrupted
 from training.step import Draws, StepResult
 from training.timesteps import TimestepSettings
 from wan.conditions.base import Condition
@@ -232,8 +233,8 @@ class Validation(Callback):
     def _is_due(self, run: Run) -> bool:
         return run.state.step % self.settings.every == 0 or run.is_ending
 
-    def _own_share(self, run: Run) -> tuple[dict[int, ClipFigures], str]:
-        """(figures by clip of this process's part, what went wrong there)"""
+    def _own_share(self, run: Run) -> tuple[dict[int, ClipFigures], str, int | None]:
+        """(figures by clip of this process's part, what went wrong there, the signal that ended it)"""
         own: dict[int, ClipFigures] = {}
         processes, name = run.processes, "before the first clip"
         try:
@@ -243,18 +244,20 @@ class Validation(Callback):
                     # Innermost, so that a signal never falls into the putting back of weights and modes.
                     with run.interruptible():
                         own[number] = measure_clip(self._job, self.clips[number], self.settings)
+        except Interrupted as stop:
+            return own, "", stop.number
         except Exception as error:  # noqa: BLE001 - a look that fails may not end a run that learns
             log.debug("measurement of held-out clips", exc_info=True)
-            return own, f"{name}: {type(error).__name__}: {error}"
-        return own, ""
+            return own, f"{name}: {type(error).__name__}: {error}", None
+        return own, "", None
 
     def _measure(self, run: Run) -> None:
         started = time.perf_counter()
         processes = run.processes
-        own, error = self._own_share(run)
-        # Every process hears of the others' errors, so that all of them go on alike.
-        parts = processes.gather((own, error))
-        if errors := [text for _, text in parts if text]:
+        # Every process hears of the others' errors and signals, so that all of them go on alike.
+        parts = processes.gather(self._own_share(run))
+        run.stop_together(number for _, _, number in parts)
+        if errors := [text for _, text, _ in parts if text]:
             self.failures += 1
             if processes.is_main:
                 log.warning("step %d: the held-out clips could not be measured (%s); training goes on without this "
