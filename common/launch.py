@@ -20,8 +20,14 @@ def start_missing_processes() -> int | None:
     Off GPUs, `accelerate launch --num_processes N` (N > 1, without MPI) runs the script once, as if N were 1, and only
     a master address without ranks tells of the wish. N is then read from its command line and given to torchrun.
     Raises ConfigError where it does not stand there.
+
+    A single process that accelerate has started ends with it too, as by SIGTERM (on Linux).
     """
-    if "RANK" in os.environ or "MASTER_ADDR" not in os.environ or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+    if "RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return None
+    if "MASTER_ADDR" not in os.environ:
+        if any("accelerate" in os.path.basename(word) for word in _parents_words()[:3]):
+            _end_with_parent()
         return None
     wanted = _processes_asked_of(_parents_words())
     if wanted is None or os.environ["MASTER_ADDR"] not in ("127.0.0.1", "localhost"):
@@ -44,7 +50,7 @@ def refuse_several(script: str, instead: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """Have SIGTERM come, which torchrun passes on, when accelerate ends: it passes none on to what it has started."""
+    """Have SIGTERM come, which torchrun passes on, when accelerate ends: a SIGTERM of its own it keeps to itself."""
     if sys.platform == "linux":
         import ctypes
 

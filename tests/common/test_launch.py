@@ -77,6 +77,33 @@ def test_what_was_started_ends_with_accelerate(tmp_path: Path) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the death of a parent is told by Linux alone")
+@pytest.mark.parametrize(("parent", "ends"), [("accelerate", True), ("shell", False)])
+def test_a_single_process_ends_with_accelerate_alone(parent: str, ends: bool, tmp_path: Path) -> None:
+    started, told = tmp_path / "started.py", tmp_path / "pid"
+    started.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom common import launch\n"
+                       "assert launch.start_missing_processes() is None\n"
+                       f"import os, time\nopen({str(told)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
+    (tmp_path / parent).write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, {str(started)!r}])\n")
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "MASTER_ADDR")}
+    environment["ACCELERATE_MIXED_PRECISION"] = "no"
+    above = subprocess.Popen([sys.executable, str(tmp_path / parent)], env=environment)
+    until(lambda: told.exists() and bool(told.read_text()))
+    below = psutil.Process(int(told.read_text()))
+    try:
+        above.send_signal(signal.SIGTERM)
+        above.wait()
+        if ends:
+            until(lambda: not below.is_running())
+        else:
+            with pytest.raises(psutil.TimeoutExpired):
+                below.wait(0.5)
+    finally:
+        if below.is_running():
+            below.kill()
+
+
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
