@@ -28,7 +28,16 @@ WRITERS = (quantise_rows, norm_to_eight_bits, norm_and_eight_bits, gelu_to_eight
 
 
 class EightBitRows(CustomGraphPass):  # type: ignore[misc]
-    """The pass: rows are scaled once for all products that take them, by the kernel that makes them."""
+    """The pass: rows are scaled once for all products that take them, by the kernel that makes them.
+
+    All are equal: torch gives one model the graphs of another only where what compiled them is.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EightBitRows)
+
+    def __hash__(self) -> int:
+        return hash(EightBitRows)
 
     def __call__(self, graph: Graph) -> None:
         """Change `graph`."""

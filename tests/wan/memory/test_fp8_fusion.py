@@ -13,7 +13,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.fx import GraphModule
 
 from common.operators import NAMESPACE
-from tests.tiny_dit import tiny_inputs
+from tests.tiny_dit import tiny_dit, tiny_inputs
 from tests.wan.memory.test_blocks import gradients, trained
 from tests.wan.memory.test_fp8_compute import fp8_dit
 from wan.memory.blocks import run_blocks
@@ -140,6 +140,19 @@ def test_a_factor_is_taken_in_where_it_is_the_only_one() -> None:
             torch.compile(work, fullgraph=True, dynamic=False, backend=Noted(told).backend)(X, SCALE)
     assert [text.count(",") for text in graphs] == [1, 1, 1, 1]
     assert graphs[0].endswith("arg1_1)]") and not any("arg1_1" in text for text in graphs[1:])
+
+
+def test_a_second_model_takes_the_graphs_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks would be compiled anew, a minute and more, if what compiles them were not equal."""
+    made: list[GraphModule] = []
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx",
+                        lambda module, *_, **more: made.append(module) or module)
+    for _ in range(2):
+        dit = tiny_dit()
+        run_blocks(dit, ["none"] * 4, compiled=True, has_dropout=False)
+        with torch.no_grad():
+            dit(*tiny_inputs())
+    assert len(made) == 1
 
 
 def test_what_else_takes_the_rows_gets_them() -> None:
