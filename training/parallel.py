@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 import torch.distributed as dist
-import torch.distributed.nn  # before there is a group: the defaults of its functions would keep it beyond its end
 
 from common.errors import UserError
+
+if dist.is_available():  # some builds have no such package
+    import torch.distributed.nn  # before there is a group: the defaults of its functions would keep it beyond its end
 
 
 @dataclass(frozen=True)
