@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
-import torch.distributed.nn  # before there is a group: the defaults of its functions would keep it beyond its end
 
 from common.errors import UserError
+
+if dist.is_available():  # some builds have no such package
+    import torch.distributed.nn  # before there is a group: the defaults of its functions would keep it beyond its end
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,12 @@ def tell_others(error: BaseException) -> None:
         return
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     with suppress(RuntimeError, ValueError):  # the store is with a process that may be gone, or was never there
-        distributed_c10d._get_default_store().set(_word_of(dist.get_rank()), text)
+        dist.distributed_c10d._get_default_store().set(_word_of(dist.get_rank()), text)
 
 
 def _told_by_others() -> str:
     with suppress(RuntimeError, ValueError):
-        store = distributed_c10d._get_default_store()
+        store = dist.distributed_c10d._get_default_store()
         words = [(rank, _word_of(rank)) for rank in range(dist.get_world_size())]
         return "; ".join(f"process {rank}: {store.get(word).decode()}" for rank, word in words if store.check([word]))
     return ""

@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 from pathlib import Path
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +12,7 @@ from torch import nn
 import torch.distributed as dist
 import torch.multiprocessing
 
+from tests.conftest import ROOT
 from training.parallel import GradientBucket, MeetingPoint, Processes
 
 DATA = torch.tensor([[0.3, 1.0], [-1.2, 0.5], [2.0, 0.1], [0.7, -0.9], [1.5, 1.5]])
@@ -86,3 +89,12 @@ def test_frozen_parameters_have_no_place() -> None:
     net = model()
     net[0].requires_grad_(False)
     assert len(GradientBucket(net.parameters(), Processes()).parameters) == 2
+
+
+def test_one_process_needs_no_torch_that_was_built_for_several() -> None:
+    code = ("import sys, torch; del torch._C._c10d_init\n"
+            "for name in [one for one in sys.modules if one.startswith('torch.distributed')]: del sys.modules[name]\n"
+            "import torch.distributed; assert not torch.distributed.is_available()\n"
+            "from training.parallel import Processes; assert Processes().gather(1) == [1]")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

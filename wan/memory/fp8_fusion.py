@@ -1,7 +1,7 @@
 """Compiled blocks that multiply in float8: what makes a product's input writes it in eight bits at once.
 
 torch takes operators of ours whole and joins nothing with them, so this pass over inductor's graphs does. It changes no
-number but those of GELU, which one kernel may round otherwise than another in its last bit.
+number but, on a GPU, the last bit of some: one kernel may compute GELU or add up a row in another way than two.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
 
+from wan.memory import fp8_rows
 from wan.memory.fp8_rows import (
     gelu_to_eight_bits,
     norm_and_eight_bits,
@@ -28,12 +29,21 @@ WRITERS = (quantise_rows, norm_to_eight_bits, norm_and_eight_bits, gelu_to_eight
 
 
 class EightBitRows(CustomGraphPass):  # type: ignore[misc]
-    """The pass: rows are scaled once for all products that take them, by the kernel that makes them."""
+    """The pass: rows are scaled once for all products that take them, by the kernel that makes them.
+
+    All are equal: torch gives one model the graphs of another only where what compiled them is.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EightBitRows)
+
+    def __hash__(self) -> int:
+        return hash(EightBitRows)
 
     def __call__(self, graph: Graph) -> None:
         """Change `graph`."""
         _share(graph)
-        for node in _calls(graph, quantise_rows):
+        for node in _unscaled(graph):
             source = _behind_views(_input(node))
             if _is_normed(source) and _value(source).shape == _value(_input(node)).shape:
                 _join_norm(graph, source, node)
@@ -43,14 +53,14 @@ class EightBitRows(CustomGraphPass):  # type: ignore[misc]
         graph.eliminate_dead_code()
 
     def uuid(self) -> Any:
-        """What cached graphs are known by: this file's content."""
-        return get_hash_for_files((__file__,))
+        """What cached graphs are known by: this file's content and that of its operators."""
+        return get_hash_for_files((__file__, fp8_rows.__file__))
 
 
 def _share(graph: Graph) -> None:
     """Scale the same rows once; in graphs for training torch has done so, in those for generation not."""
     firsts: dict[Any, Node] = {}
-    for node in _calls(graph, quantise_rows):
+    for node in _unscaled(graph):
         first = firsts.setdefault((_behind_views(_input(node)), _value(_input(node)).shape), node)
         if first is not node:
             node.replace_all_uses_with(first)
@@ -88,6 +98,8 @@ def _take_in_factors(graph: Graph) -> None:
     """Where all that becomes of the scales is their product with a number that the graph is given: the weight's."""
     for writer in WRITERS:
         for node in _calls(graph, writer):
+            if _factor(node) is not None:
+                continue
             users = [(result, user) for result in node.users if _place(result) == 1 for user in result.users]
             if len(users) != 1 or users[0][1].target is not aten.mul.Tensor:
                 continue
@@ -95,7 +107,9 @@ def _take_in_factors(graph: Graph) -> None:
             factor = next((one for one in product.args if one is not scales), None)
             if not isinstance(factor, Node) or factor.op != "placeholder":
                 continue
-            if _value(factor).ndim == 0 and _value(factor).dtype == torch.float32:
+            number = _value(factor)
+            # A kernel cannot read a number of another device, as torch's product can.
+            if number.ndim == 0 and number.dtype == torch.float32 and number.device == _value(scales).device:
                 node.args = (*node.args[:len(writer._schema.arguments) - 1], factor)
                 _note_arguments(node)
                 product.replace_all_uses_with(scales)
@@ -113,7 +127,7 @@ def _argument_of_gelu(node: Node) -> Node | None:
     product, steep, total, cubic, power = (path[i] for i in (1, 3, 4, 5, 6))
     exact = product.args[0]
     is_gelu = (node.target is convert and total.args[0] is exact and power.args == (exact, 3)
-               and steep.args[1] == TWO_SQRT_2_BY_PI and cubic.args[1] == CUBIC)
+               and steep.args[1] == TWO_SQRT_2_BY_PI and cubic.args[1] == CUBIC and not total.kwargs)
     if not is_gelu or not isinstance(exact, Node) or exact.target is not convert or exact.args[1] is not torch.float32:
         return None
     x = _input(exact)
@@ -132,6 +146,17 @@ def _is_normed(node: Node) -> bool:
 def _note_arguments(node: Node) -> None:
     """As torch does for operators: inductor then lays them out alike, and computes what lies in no buffer yet once."""
     node.meta["eager_input_vals"] = (tuple(_value(one) if isinstance(one, Node) else one for one in node.args), {})
+
+
+def _unscaled(graph: Graph) -> list[Node]:
+    """Where rows are scaled and no factor is in their scales."""
+    return [node for node in _calls(graph, quantise_rows) if _factor(node) is None]
+
+
+def _factor(node: Node) -> Any:
+    """The scales' factor that a writer is given."""
+    place = len(node.target._schema.arguments) - 1  # type: ignore[union-attr]
+    return node.args[place] if len(node.args) > place else None
 
 
 def _calls(graph: Graph, target: Any) -> Iterator[Node]:

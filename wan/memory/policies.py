@@ -7,7 +7,8 @@
 | attention | the output of self-attention | all but self-attention |
 | full | the block's input | the whole block |
 
-Numbers do not change, dropout included. Kept bytes a token and channel, 14B compiled on an H200: 41, 23.5, 4, 2
+Numbers do not change, dropout included; compiled on a GPU with float8 products, the last bit of a norm that is computed
+again may (`fp8_fusion`). Kept bytes a token and channel, 14B compiled on an H200: 41, 23.5, 4, 2
 (performance notes of the project, measured); `full` is what gradient checkpointing means elsewhere.
 """
 

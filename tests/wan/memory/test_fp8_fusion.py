@@ -1,7 +1,8 @@
-"""Products' inputs that are written in eight bits at once: the pass over compiled graphs, which changes no bit."""
+"""Products' inputs that are written in eight bits at once: the pass over compiled graphs, which changes no bit here."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from operator import getitem
 from typing import Any
 
 import pytest
@@ -10,17 +11,18 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from common.operators import NAMESPACE
-from tests.tiny_dit import tiny_inputs
+from tests.tiny_dit import tiny_dit, tiny_inputs
 from tests.wan.memory.test_blocks import gradients, trained
 from tests.wan.memory.test_fp8_compute import fp8_dit
+from wan.memory import fp8_fusion, fp8_rows
 from wan.memory.blocks import run_blocks
 from wan.memory.fp8_fusion import EightBitRows
 from wan.memory.fp8_rows import gelu_to_eight_bits, norm_and_eight_bits, norm_to_eight_bits, quantise_rows
 from wan.modules import rows
-from wan.modules.block import gelu_by_sigmoid
+from wan.modules.block import CUBIC, TWO_SQRT_2_BY_PI, gelu_by_sigmoid
 from wan.modules.rows import layer_norm_rows
 
 EPS = 1e-6
@@ -142,6 +144,58 @@ def test_a_factor_is_taken_in_where_it_is_the_only_one() -> None:
     assert graphs[0].endswith("arg1_1)]") and not any("arg1_1" in text for text in graphs[1:])
 
 
+def test_a_factor_that_is_given_stays() -> None:
+    def shared(x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        return *quantise_rows(x, scale), *quantise_rows(x, factor=scale + 1), *quantise_rows(x)
+
+    def multiplied(x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        values, scales = quantise_rows(x, scale)
+        return values, scales * scale
+
+    def normed(x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        return quantise_rows(layer_norm_rows(x, scale.expand(1, 32), None, EPS)[0], scale)
+
+    def active(x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        return quantise_rows(gelu_by_sigmoid(x), scale)
+
+    for work in (shared, multiplied, normed, active):
+        passed(work, X, SCALE)
+
+
+@pytest.mark.parametrize(("scale", "is_taken"), [
+    (torch.empty((), device="meta"), True), (torch.empty(()), False), (torch.empty(1, device="meta"), False),
+    (torch.empty((), device="meta", dtype=torch.float64), False)], ids=["number", "elsewhere", "list", "double"])
+def test_a_factor_is_taken_in_where_a_kernel_can_read_it(scale: Tensor, is_taken: bool) -> None:
+    graph = Graph()
+    x, factor = graph.placeholder("x"), graph.placeholder("scale")
+    written = graph.call_function(quantise_rows, (x,))
+    values, scales = (graph.call_function(getitem, (written, i)) for i in range(2))
+    product = graph.call_function(torch.ops.aten.mul.Tensor, (scales, factor))
+    graph.output((values, product))
+    x.meta["val"], factor.meta["val"] = torch.empty(6, 32, device="meta"), scale
+    scales.meta["val"] = product.meta["val"] = torch.empty(6, 1, device="meta")
+    EightBitRows()(graph)
+    assert (written.args == (x, factor)) == is_taken
+
+
+def test_a_second_model_takes_the_graphs_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks would be compiled anew, a minute and more, if what compiles them were not equal."""
+    made: list[GraphModule] = []
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx",
+                        lambda module, *_, **more: made.append(module) or module)
+    for _ in range(2):
+        dit = tiny_dit()
+        run_blocks(dit, ["none"] * 4, compiled=True, has_dropout=False)
+        with torch.no_grad():
+            dit(*tiny_inputs())
+    assert len(made) == 1
+
+
+def test_cached_graphs_are_known_by_the_pass_and_its_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fp8_fusion, "get_hash_for_files", set)
+    assert EightBitRows().uuid() == {fp8_fusion.__file__, fp8_rows.__file__}
+
+
 def test_what_else_takes_the_rows_gets_them() -> None:
     def both(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         normed, means, deviations = layer_norm_rows(x, weight, None, EPS)
@@ -154,13 +208,13 @@ def test_what_else_takes_the_rows_gets_them() -> None:
     def other_rows(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         return quantise_rows(layer_norm_rows(x, weight, None, EPS)[0].view(12, 16))
 
+    def two_shapes(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        normed = layer_norm_rows(x, weight, None, EPS)[0]
+        return *quantise_rows(normed), *quantise_rows(normed.view(12, 16))
+
     def active_too(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         active = gelu_by_sigmoid(x)
         return *quantise_rows(active), active * 2
-
-    def almost_gelu(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        exact = x.float()
-        return quantise_rows((exact * torch.sigmoid(1.5 * (exact + 0.044715 * exact**3))).to(x.dtype))
 
     def gelu_in_the_middle(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         return quantise_rows(gelu_by_sigmoid(x.view(2, 3, 32)).flatten(0, 1))
@@ -168,8 +222,23 @@ def test_what_else_takes_the_rows_gets_them() -> None:
     assert passed(both, X, WEIGHT)[1] == {"norm_and_eight_bits": 1}
     assert passed(statistics_alone, X, WEIGHT)[1] == {"norm_and_eight_bits": 1}
     assert passed(other_rows, X, WEIGHT)[1] == {"layer_norm_rows": 1, "quantise_rows": 1}
-    assert passed(active_too, X, WEIGHT)[1] == passed(almost_gelu, X, WEIGHT)[1] == {"quantise_rows": 1}
+    assert passed(two_shapes, X, WEIGHT)[1] == {"norm_and_eight_bits": 1, "quantise_rows": 1}
+    assert passed(active_too, X, WEIGHT)[1] == {"quantise_rows": 1}
     assert passed(gelu_in_the_middle, X, WEIGHT)[1] == {"gelu_to_eight_bits": 1}
+
+
+def almost_gelu(x: Tensor, *, steep: float = TWO_SQRT_2_BY_PI, cubic: float = CUBIC, power: int = 3, alpha: int = 1,
+                other: float = 0.0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    exact = x.float()
+    total = torch.add(exact + other if other else exact, cubic * exact**power, alpha=alpha)
+    return (exact * torch.sigmoid(steep * total)).to(dtype)
+
+
+@pytest.mark.parametrize("change", [{"steep": 1.5}, {"cubic": 0.05}, {"power": 2}, {"alpha": 2}, {"other": 1.0},
+                                    {"dtype": torch.float16}, {}], ids=str)
+def test_what_is_almost_gelu_is_left(change: dict[str, Any]) -> None:
+    name = "quantise_rows" if change else "gelu_to_eight_bits"
+    assert passed(lambda x: quantise_rows(almost_gelu(x, **change)), X)[1] == {name: 1}
 
 
 def test_joined_operators_are_those_apart() -> None:
