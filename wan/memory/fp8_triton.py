@@ -9,7 +9,7 @@ import triton.language as tl
 
 from wan.memory.fp8_rows import Format
 from wan.modules.block import CUBIC, TWO_SQRT_2_BY_PI
-from wan.modules.rows_triton import on_its_device, warps
+from wan.modules.rows_triton import normed_row, on_its_device, warps
 
 FIRST = -TWO_SQRT_2_BY_PI / math.log(2)
 """Factor of x in the exponent of GELU, to the base 2."""
@@ -43,14 +43,7 @@ def _layer_norm(x, weight, shift, out, scales, factor, normed, means, deviations
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     inside = column < width
-    value = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(value, axis=0) / width
-    value = tl.where(inside, value - mean, 0.0)
-    deviation = 1.0 / tl.sqrt(tl.sum(value * value, axis=0) / width + eps)
-    of_sample = row // token_rows * width + column
-    value = value * deviation * tl.load(weight + of_sample, mask=inside, other=0.0)
-    if has_shift:
-        value += tl.load(shift + of_sample, mask=inside, other=0.0)
+    value, mean, deviation = normed_row(x, weight, shift, row, column, inside, token_rows, eps, width, has_shift)
     rounded = value.to(x.dtype.element_ty)
     if keeps:
         tl.store(normed + row * width + column, rounded, mask=inside)

@@ -12,11 +12,9 @@ FEWEST_WARPS, NUMBERS_A_WARP = 4, 2048
 
 
 @triton.jit
-def _layer_norm(x, weight, shift, out, means, scales, token_rows, eps, width: tl.constexpr,  # noqa: PLR0913
-                block: tl.constexpr, has_shift: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, block)
-    inside = column < width
+def normed_row(x, weight, shift, row, column, inside, token_rows, eps, width: tl.constexpr,  # noqa: PLR0913
+               has_shift: tl.constexpr):
+    """A row of a modulated layer norm in float32, its mean and its inverse deviation."""
     value = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(value, axis=0) / width
     value = tl.where(inside, value - mean, 0.0)
@@ -25,6 +23,16 @@ def _layer_norm(x, weight, shift, out, means, scales, token_rows, eps, width: tl
     value = value * scale * tl.load(weight + of_sample, mask=inside, other=0.0)
     if has_shift:
         value += tl.load(shift + of_sample, mask=inside, other=0.0)
+    return value, mean, scale
+
+
+@triton.jit
+def _layer_norm(x, weight, shift, out, means, scales, token_rows, eps, width: tl.constexpr,  # noqa: PLR0913
+                block: tl.constexpr, has_shift: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, block)
+    inside = column < width
+    value, mean, scale = normed_row(x, weight, shift, row, column, inside, token_rows, eps, width, has_shift)
     tl.store(out + row * width + column, value.to(out.dtype.element_ty), mask=inside)
     tl.store(means + row, mean)
     tl.store(scales + row, scale)
