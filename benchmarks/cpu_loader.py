@@ -14,7 +14,7 @@ from dataset.rows import FileRef
 from dataset.sources import Clock
 from dataset.spans import Span
 from training.clips import EpochBatches
-from training.parallel import Processes
+from training.processes import Processes
 from wan.encoders.specs import LATENTS, REFERENCE_LATENTS, TEXT, audio_spec
 
 STEP_S = 0.6

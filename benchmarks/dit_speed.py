@@ -198,8 +198,8 @@ class Bench:
         """A plan and its batches: one cached clip of the row's size."""
         from benchmarks.preflight import Case, clip_of
         from training.clips import EpochBatches
-        from training.parallel import Processes
         from training.preflight import Plan
+        from training.processes import Processes
         from training.showing import Showing
         from wan.variants import find_task
 

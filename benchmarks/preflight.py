@@ -138,7 +138,7 @@ def run_case(case: Case, work: Path, task: str) -> dict[str, Any]:
     from training.clips import EpochBatches
     from training.estimating.estimate import tell_estimate
     from training.launch import set_up_torch
-    from training.parallel import Processes
+    from training.processes import Processes
 
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     config = config_of(case, work, task)

@@ -52,9 +52,9 @@ from training.looking.validation import Validation, ValidationSettings, chosen, 
 from training.loop import Loop, LoopSettings
 from training.optimizers import build_optimizer, is_schedule_free
 from training.outcome import NetworkWriter, averaged
-from training.parallel import Processes
 from training.phases import PhaseLines, cuts, epochs_of, heaviest, job_phases, phases_content
 from training.preflight import Plan, timestep_settings
+from training.processes import Processes
 from training.schedules import ScheduleSettings, build_custom_scheduler, build_scheduler, check_schedule, parse_steps
 from training.telling.compiled_graphs import GraphReport
 from training.telling.reports import duration

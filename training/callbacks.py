@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from common.logs import get_logger
-from training.parallel import Processes
+from training.processes import Processes
 
 log = get_logger(__name__)
 

@@ -17,8 +17,8 @@ from dataset.open import Dataset, open_dataset
 from dataset.plan import TrainingItem, plan_training
 from dataset.sampler import BatchPlan, BatchSampler, MixedSampler
 from training.config import DataSection
-from training.parallel import Processes
 from training.prefetch import prefetched
+from training.processes import Processes
 from wan.encoders.specs import CONTROL_LATENTS, IMAGE_LATENTS, LATENTS, NULL, SPECS, TEXT, clip_spec, voice_spec
 from wan.variants import Task
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from common.errors import ConfigError
 from common.logs import get_logger
 from training.config import FP16_REFUSED, LoggingSection, SavingSection, SpeedSection, TrainConfig
-from training.parallel import Processes, tell_others
+from training.processes import Processes, tell_others
 from training.telling.trackers import log_folder, tracker_names
 
 log = get_logger(__name__)

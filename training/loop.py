@@ -16,7 +16,8 @@ from training.ahead import Ahead
 from training.callbacks import Callback, Outcome, RunState, StepReport, ValidationReport, end_all
 from training.guard import ExplodedLoss, Guard, NonFiniteLoss
 from training.optimizers import current_rates, step_unless
-from training.parallel import GradientBucket, LostProcess, Processes, StepTotals
+from training.parallel import GradientBucket, StepTotals
+from training.processes import LostProcess, Processes
 from training.signals import Interrupted, StopWish
 
 

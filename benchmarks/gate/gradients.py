@@ -97,7 +97,7 @@ def job_of(config: TrainConfig, seed: int) -> tuple[Any, Network]:
     from training.clips import EpochBatches
     from training.job import JobSettings, VideoJob
     from training.launch import set_up_torch
-    from training.parallel import Processes
+    from training.processes import Processes
 
     set_up_torch(config.speed, seed)
     plan = preflight.check(config)

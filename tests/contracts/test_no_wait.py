@@ -11,7 +11,8 @@ from tests.contracts.test_designs import MIXED, MODES, SAMPLES, SEED, batch_of, 
 from tests.tiny_dit import tiny_dit
 from training.job import JobSettings, VideoJob
 from training.optimizers import build_optimizer
-from training.parallel import GradientBucket, Processes
+from training.parallel import GradientBucket
+from training.processes import Processes
 from training.regions import FEATURE, RegionWeights
 from training.timesteps import TimestepSettings
 

@@ -17,7 +17,7 @@ from training.config import TrainConfig
 from training.looking.preview_plan import prepare_previews
 from training.looking.previews import Previews
 from training.loop import Loop, LoopSettings
-from training.parallel import Processes
+from training.processes import Processes
 from wan.modules.dit import WanDiT
 
 

@@ -16,7 +16,8 @@ from training.guard import NonFiniteLoss
 from training.loop import BatchLoss
 from training.loss import empty_masks
 from training.optimizers import build_optimizer, is_fused_by_default
-from training.parallel import GradientBucket, Processes
+from training.parallel import GradientBucket
+from training.processes import Processes
 
 
 class Told(Line):

@@ -17,8 +17,8 @@ from training.clips import EpochBatches
 from training.config import TrainConfig
 from training.estimating.compile_choice import Work, compiler_problem, settle_compile, verdict, work_of
 from training.keeping.states import find_states, read_state
-from training.parallel import Processes
 from training.preflight import check
+from training.processes import Processes
 from training.telling.compiled_graphs import GraphReport
 from wan.memory.graphs import GraphLog, Use
 

@@ -12,7 +12,7 @@ from tests.training.cached_clips import bare, talking
 from training.clips import EpochBatches
 from training.looking.held_out import hold_out, listed_names
 from training.looking.validation import chosen
-from training.parallel import Processes
+from training.processes import Processes
 
 
 def contents(clips: list[TrainingItem]) -> set[str]:

@@ -13,7 +13,7 @@ from common.config import to_toml
 from common.errors import ConfigError
 from training.config import LoggingSection, SpeedSection, TrainConfig
 from training.launch import base_dtype, make_accelerator, processes_of, refuse_differences, together, with_seed
-from training.parallel import Processes
+from training.processes import Processes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -12,7 +12,7 @@ from tests.training.line import DATA, Constant, Line, fit
 from training.callbacks import Callback, Outcome, Run, RunState, StepReport
 from training.checkpoints import CheckpointPlan, Checkpoints
 from training.loop import BatchLoss, Loop, LoopSettings, NonFiniteLoss
-from training.parallel import Processes
+from training.processes import Processes
 from training.telling.reports import ProgressLine, StepLog
 
 

@@ -23,7 +23,8 @@ from training.keeping.state_keeper import StateKeeper, StatePlan
 from training.launch import together
 from training.looking import preview_clips
 from training.loop import BatchLoss, Loop, LoopSettings
-from training.parallel import LostProcess, Processes, StepTotals, exchanging
+from training.parallel import StepTotals
+from training.processes import LostProcess, Processes, exchanging
 
 
 def refuse() -> None:

@@ -13,7 +13,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from tests.conftest import ROOT
-from training.parallel import GradientBucket, MeetingPoint, Processes
+from training.parallel import GradientBucket
+from training.processes import MeetingPoint, Processes
 
 DATA = torch.tensor([[0.3, 1.0], [-1.2, 0.5], [2.0, 0.1], [0.7, -0.9], [1.5, 1.5]])
 
@@ -95,6 +96,6 @@ def test_one_process_needs_no_torch_that_was_built_for_several() -> None:
     code = ("import sys, torch; del torch._C._c10d_init\n"
             "for name in [one for one in sys.modules if one.startswith('torch.distributed')]: del sys.modules[name]\n"
             "import torch.distributed; assert not torch.distributed.is_available()\n"
-            "from training.parallel import Processes; assert Processes().gather(1) == [1]")
+            "from training.processes import Processes; assert Processes().gather(1) == [1]")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -20,8 +20,8 @@ from training.callbacks import Callback, Run, RunState, StepReport
 from training.clips import EpochBatches
 from training.job import JobPhase, JobSettings, VideoJob, phase_at
 from training.loop import BatchLoss, Loop, LoopSettings
-from training.parallel import Processes
 from training.phases import Phase, PhaseLines, cuts, describe, epochs_of, job_phases, largest_batch
+from training.processes import Processes
 from training.showing import Showing
 from training.timesteps import TimestepSettings, stratified_uniforms
 

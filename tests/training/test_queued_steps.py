@@ -12,7 +12,8 @@ from training.ahead import Ahead
 from training.guard import ExplodedLoss, Guard
 from training.loop import Loop, LoopSettings, NonFiniteLoss
 from training.optimizers import build_optimizer, step_unless
-from training.parallel import GradientBucket, Processes, QueuedTotals
+from training.parallel import GradientBucket, QueuedTotals
+from training.processes import Processes
 
 KINDS = [torch.optim.AdamW, torch.optim.Adam]
 

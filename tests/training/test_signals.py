@@ -19,7 +19,7 @@ from training.callbacks import Callback, Outcome, Run, StepReport
 from training.guard import ExplodedLoss, Guard
 from training.keeping.snapshot import Snapshot
 from training.loop import BatchLoss, Loop, LoopSettings
-from training.parallel import Processes
+from training.processes import Processes
 from training.signals import Interrupted, StopWish
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are sent as POSIX sends them")

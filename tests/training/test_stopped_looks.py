@@ -22,7 +22,7 @@ from training.looking.preview_plan import Schedule
 from training.looking.previews import Previews
 from training.looking.validation import Validation, ValidationSettings
 from training.loop import Loop, LoopSettings
-from training.parallel import Processes
+from training.processes import Processes
 from training.signals import Interrupted
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are sent as POSIX sends them")

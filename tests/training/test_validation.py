@@ -31,7 +31,7 @@ from training.looking.validation import (
 )
 from training.looking.validation import measuring as measuring_
 from training.loop import Loop, LoopSettings
-from training.parallel import Processes
+from training.processes import Processes
 from training.step import StepResult
 from training.telling.reports import StepLog
 from training.timesteps import TimestepSettings

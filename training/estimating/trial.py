@@ -22,7 +22,8 @@ from networks.formats import LoraFile
 from networks.lora import LoraNetwork
 from training.job import JobSettings, VideoJob, with_first_frame_shown
 from training.optimizers import build_optimizer, is_schedule_free, optimizer_class
-from training.parallel import GradientBucket, Processes
+from training.parallel import GradientBucket
+from training.processes import Processes
 from training.step import Draws
 from training.timesteps import TimestepSettings
 from wan.conditions.registry import build_condition, find_condition

@@ -17,8 +17,8 @@ from inference.request import GenerationRequest
 from training.config import TrainConfig
 from training.looking.preview_files import FOLDER, HELD_OUT, write_sound
 from training.looking.validation import chosen
-from training.parallel import Processes
 from training.preflight import Plan
+from training.processes import Processes
 from training.showing import REFERENCE, SOUND
 
 

@@ -25,8 +25,8 @@ from training.launch import base_dtype
 from training.looking.preview_clips import held_out_prompts
 from training.looking.preview_files import FOLDER
 from training.outcome import origin_of
-from training.parallel import Processes
 from training.preflight import Plan
+from training.processes import Processes
 
 
 @dataclass(frozen=True)

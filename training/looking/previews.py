@@ -18,7 +18,7 @@ from training.looking.preview_files import stem_of, write_preview
 from training.looking.preview_page import PAGE, write_page
 from training.looking.preview_plan import Piece, PreparedPreviews
 from training.looking.validation import measuring
-from training.parallel import MeetingPoint
+from training.processes import MeetingPoint
 from training.signals import Interrupted
 from wan.modules.dit import WanDiT
 
