@@ -1,7 +1,7 @@
 """Compiled blocks that multiply in float8: what makes a product's input writes it in eight bits at once.
 
 torch takes operators of ours whole and joins nothing with them, so this pass over inductor's graphs does. It changes no
-number but, on a GPU, the last bit of some: one kernel may compute GELU or add up a row in another way than two.
+number on a CPU; on a GPU eight bits are rounded from float32 in place of 16 bits, so some are the next number.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from torch.fx import Graph, Node
 
 from wan.memory import fp8_rows
 from wan.memory.fp8_rows import (
+    gelu_and_eight_bits,
     gelu_to_eight_bits,
     norm_and_eight_bits,
     norm_to_eight_bits,
@@ -24,7 +25,7 @@ from wan.modules.rows import layer_norm_rows
 
 aten, convert = torch.ops.aten, torch.ops.prims.convert_element_type.default
 VIEWS = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
-WRITERS = (quantise_rows, norm_to_eight_bits, norm_and_eight_bits, gelu_to_eight_bits)
+WRITERS = (quantise_rows, norm_to_eight_bits, norm_and_eight_bits, gelu_to_eight_bits, gelu_and_eight_bits)
 """Operators whose first two results are values and their scales, and whose last argument is the scales' factor."""
 
 
@@ -47,8 +48,8 @@ class EightBitRows(CustomGraphPass):  # type: ignore[misc]
             source = _behind_views(_input(node))
             if _is_normed(source) and _value(source).shape == _value(_input(node)).shape:
                 _join_norm(graph, source, node)
-            elif _users(source) == {node} and (x := _argument_of_gelu(source)) is not None:
-                _join_gelu(graph, x, node)
+            elif (x := _argument_of_gelu(source)) is not None:
+                _join_gelu(graph, x, source, node)
         _take_in_factors(graph)
         graph.eliminate_dead_code()
 
@@ -81,15 +82,21 @@ def _join_norm(graph: Graph, normed: Node, scaled: Node) -> None:
         result.args = (joined, _place(result))
 
 
-def _join_gelu(graph: Graph, x: Node, scaled: Node) -> None:
-    """One operator in the place of `scaled` and of the GELU of `x` before it."""
-    rows = _value(_input(scaled))
-    with graph.inserting_before(scaled):
+def _join_gelu(graph: Graph, x: Node, active: Node, scaled: Node) -> None:
+    """One operator in the place of `active`, GELU of `x`, and of `scaled`."""
+    rows, is_alone = _value(_input(scaled)), _users(active) == {scaled}
+    with graph.inserting_before(active):
         given = graph.call_function(aten.reshape.default, (x, list(rows.shape)))
         given.meta["val"] = rows
-        joined = graph.call_function(gelu_to_eight_bits, (given, None))
-    joined.meta["val"] = _values(scaled)
-    _note_arguments(joined)
+        joined = graph.call_function(gelu_to_eight_bits if is_alone else gelu_and_eight_bits, (given, None))
+        joined.meta["val"] = (*_values(scaled), *(() if is_alone else (rows,)))
+        _note_arguments(joined)
+        if not is_alone:
+            kept = graph.call_function(operator.getitem, (joined, 2))
+            kept.meta["val"] = rows
+            kept = graph.call_function(aten.reshape.default, (kept, list(_value(active).shape)))
+            kept.meta["val"] = _value(active)
+            active.replace_all_uses_with(kept, delete_user_cb=lambda user: user is not scaled)
     for result in list(scaled.users):
         result.args = (joined, _place(result))
 

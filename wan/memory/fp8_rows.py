@@ -2,7 +2,8 @@
 
 A product's input is written in 16 bits and read again only to be scaled. Where a norm or GELU makes it, one kernel does
 both, and writes the 16 bits only where something else wants them (a LoRA, the backward pass). `fp8_fusion` puts these
-operators into compiled blocks. All of them round to 16 bits on the way, as the operations apart would.
+operators into compiled blocks. On a GPU the eight bits come from the kernel's float32 numbers, rounded once; elsewhere
+from the 16 bits, as the operations apart have it.
 """
 
 import functools
@@ -98,16 +99,27 @@ def _fake_gelu(x: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
 
 @operator("(Tensor x, Tensor? factor) -> (Tensor, Tensor)", _fake_gelu)
 def gelu_to_eight_bits(x: Tensor, factor: Tensor | None) -> tuple[Tensor, ...]:
-    """`quantise_rows` of GELU (its tanh form) of rows.
+    """`quantise_rows` of GELU (its tanh form) of rows."""
+    return _gelu(x, factor, keeps=False)
 
-    There is none that keeps GELU too: Triton would compute it twice, for two layouts (seen in its machine code), and
-    what one reading less saves would be lost.
-    """
+
+def _fake_gelu_kept(x: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return *_fake_rows(x), torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@operator("(Tensor x, Tensor? factor) -> (Tensor, Tensor, Tensor)", _fake_gelu_kept)
+def gelu_and_eight_bits(x: Tensor, factor: Tensor | None) -> tuple[Tensor, ...]:
+    """`gelu_to_eight_bits`, then GELU itself."""
+    return _gelu(x, factor, keeps=True)
+
+
+def _gelu(x: Tensor, factor: Tensor | None, *, keeps: bool) -> tuple[Tensor, ...]:
     x = x.contiguous()
     if _has_kernels(x):
         from wan.memory.fp8_triton import gelu
-        return gelu(x, FORMAT, factor)
-    return quantise_rows(gelu_by_sigmoid(x), factor)  # type: ignore[no-any-return]
+        return gelu(x, FORMAT, factor, keeps=keeps)
+    active = gelu_by_sigmoid(x)
+    return *quantise_rows(active, factor), *((active,) if keeps else ())
 
 
 def _has_kernels(x: Tensor) -> bool:
@@ -125,7 +137,7 @@ def why_not(device: torch.device) -> str:
         normed = layer_norm_rows(x, weight, weight, 1e-6)[0]
         for right, (values, scale) in ((x, kernels.quantise(x, FORMAT, half)),
                                        (normed, kernels.layer_norm(x, weight, weight, 1e-6, FORMAT, half, keeps=False)),
-                                       (gelu_by_sigmoid(x), kernels.gelu(x, FORMAT, half))):
+                                       (gelu_by_sigmoid(x), kernels.gelu(x, FORMAT, half, keeps=False))):
             if not torch.allclose(values.float() * scale * 2, right.float(), rtol=0.07, atol=0.02):
                 return "they gave other numbers"
         return ""

@@ -1,4 +1,7 @@
-"""The kernels of `fp8_rows` in Triton: each program holds a row, reads it once and writes it in eight bits."""
+"""The kernels of `fp8_rows` in Triton: each program holds a row, reads it once and writes it in eight bits.
+
+Between a norm or GELU and its eight bits nothing is rounded to 16.
+"""
 
 import math
 
@@ -9,7 +12,7 @@ import triton.language as tl
 
 from wan.memory.fp8_rows import Format
 from wan.modules.block import CUBIC, TWO_SQRT_2_BY_PI
-from wan.modules.rows_triton import normed_row, on_its_device, warps
+from wan.modules.rows_triton import columns, normed_row, on_its_device, warps
 
 FIRST = -TWO_SQRT_2_BY_PI / math.log(2)
 """Factor of x in the exponent of GELU, to the base 2."""
@@ -20,7 +23,7 @@ def _store(value, out, scales, factor, row, column, inside, largest, smallest, w
            has_factor: tl.constexpr):
     scale = tl.maximum(tl.max(tl.abs(value), axis=0) / largest, smallest)
     # Nothing is beyond the largest number but by a rounding; a number that is none stays none.
-    tl.store(out + row * width + column, (value / scale).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * width + column, (value * (1.0 / scale)).to(out.dtype.element_ty), mask=inside)
     if has_factor:
         scale *= tl.load(factor)
     tl.store(scales + row, scale)
@@ -30,7 +33,7 @@ def _store(value, out, scales, factor, row, column, inside, largest, smallest, w
 def _quantise(x, out, scales, factor, largest, smallest, width: tl.constexpr, block: tl.constexpr,  # noqa: PLR0913
               has_factor: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, block)
+    column = columns(block, 8)
     inside = column < width
     value = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
     _store(value, out, scales, factor, row, column, inside, largest, smallest, width, has_factor)
@@ -41,26 +44,26 @@ def _layer_norm(x, weight, shift, out, scales, factor, normed, means, deviations
                 largest, smallest, width: tl.constexpr, block: tl.constexpr, has_shift: tl.constexpr,
                 has_factor: tl.constexpr, keeps: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, block)
+    column = columns(block)
     inside = column < width
     value, mean, deviation = normed_row(x, weight, shift, row, column, inside, token_rows, eps, width, has_shift)
-    rounded = value.to(x.dtype.element_ty)
     if keeps:
-        tl.store(normed + row * width + column, rounded, mask=inside)
+        tl.store(normed + row * width + column, value.to(x.dtype.element_ty), mask=inside)
         tl.store(means + row, mean)
         tl.store(deviations + row, deviation)
-    _store(rounded.to(tl.float32), out, scales, factor, row, column, inside, largest, smallest, width, has_factor)
+    _store(value, out, scales, factor, row, column, inside, largest, smallest, width, has_factor)
 
 
 @triton.jit
-def _gelu(x, out, scales, factor, largest, smallest, first, third, width: tl.constexpr, block: tl.constexpr,  # noqa: PLR0913
-          has_factor: tl.constexpr):
+def _gelu(x, out, scales, factor, kept, largest, smallest, first, third, width: tl.constexpr,  # noqa: PLR0913
+          block: tl.constexpr, has_factor: tl.constexpr, keeps: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, block)
+    column = columns(block, 8)
     inside = column < width
     value = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
     value = value / (1.0 + tl.exp2(value * (first + third * value * value)))
-    value = value.to(x.dtype.element_ty).to(tl.float32)
+    if keeps:
+        tl.store(kept + row * width + column, value.to(x.dtype.element_ty), mask=inside)
     _store(value, out, scales, factor, row, column, inside, largest, smallest, width, has_factor)
 
 
@@ -98,13 +101,14 @@ def layer_norm(x: Tensor, weight: Tensor, shift: Tensor | None, eps: float, writ
     return out, scales, *kept
 
 
-def gelu(x: Tensor, written: Format, factor: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`quantise` of GELU in its tanh form: x / (1 + 2^(first x + third x³))."""
+def gelu(x: Tensor, written: Format, factor: Tensor | None, *, keeps: bool) -> tuple[Tensor, ...]:
+    """`quantise` of GELU in its tanh form: x / (1 + 2^(first x + third x³)), which follows where `keeps`."""
     rows, width = x.shape
     out, scales = _made(x, written)
+    kept = (torch.empty_like(x),) if keeps else ()
     block = triton.next_power_of_2(width)
     with on_its_device(x):
-        _gelu[(rows,)](x, out, scales, scales if factor is None else factor, written.largest, written.smallest_scale,
-                       FIRST, FIRST * CUBIC, width=width, block=block, has_factor=factor is not None,
-                       num_warps=warps(block))
-    return out, scales
+        _gelu[(rows,)](x, out, scales, scales if factor is None else factor, *(kept or (x,)), written.largest,
+                       written.smallest_scale, FIRST, FIRST * CUBIC, width=width, block=block,
+                       has_factor=factor is not None, keeps=keeps, num_warps=warps(block))
+    return out, scales, *kept

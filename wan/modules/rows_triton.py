@@ -12,6 +12,17 @@ FEWEST_WARPS, NUMBERS_A_WARP = 4, 2048
 
 
 @triton.jit
+def columns(block: tl.constexpr, together: tl.constexpr = 4):
+    """The numbers of a row, of which a thread takes `together` neighbours at a time.
+
+    With 4 neighbours float32 weights and tables are read without gaps. Triton would have a thread take 16 bytes of the
+    narrowest tensor, 16 neighbours where eight bits are written: each reading of the others left three quarters of
+    the cache's width unused (Nsight Compute on an H200).
+    """
+    return tl.max_contiguous(tl.arange(0, block), together)
+
+
+@triton.jit
 def normed_row(x, weight, shift, row, column, inside, token_rows, eps, width: tl.constexpr,  # noqa: PLR0913
                has_shift: tl.constexpr):
     """A row of a modulated layer norm in float32, its mean and its inverse deviation."""
@@ -30,7 +41,7 @@ def normed_row(x, weight, shift, row, column, inside, token_rows, eps, width: tl
 def _layer_norm(x, weight, shift, out, means, scales, token_rows, eps, width: tl.constexpr,  # noqa: PLR0913
                 block: tl.constexpr, has_shift: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, block)
+    column = columns(block)
     inside = column < width
     value, mean, scale = normed_row(x, weight, shift, row, column, inside, token_rows, eps, width, has_shift)
     tl.store(out + row * width + column, value.to(out.dtype.element_ty), mask=inside)
@@ -41,7 +52,7 @@ def _layer_norm(x, weight, shift, out, means, scales, token_rows, eps, width: tl
 @triton.jit
 def _layer_norm_backward(gradient, x, weight, means, scales, out, token_rows, width: tl.constexpr, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, block)
+    column = columns(block)
     inside = column < width
     scale = tl.load(scales + row)
     normed = (tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32) - tl.load(means + row)) * scale
@@ -67,7 +78,7 @@ def _turned(value, cos, sin, place, inside, block: tl.constexpr, forth: tl.const
 def _rms_norm(x, weight, cos, sin, out, scales, tokens, eps, width: tl.constexpr, block: tl.constexpr,  # noqa: PLR0913
               head: tl.constexpr, is_rotated: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, block)
+    column = columns(block)
     inside = column < width
     value = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(value * value, axis=0) / width + eps)
@@ -82,7 +93,7 @@ def _rms_norm(x, weight, cos, sin, out, scales, tokens, eps, width: tl.constexpr
 def _rms_norm_backward(gradient, x, weight, scales, cos, sin, out, tokens, width: tl.constexpr,  # noqa: PLR0913
                        block: tl.constexpr, head: tl.constexpr, is_rotated: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, block)
+    column = columns(block)
     inside = column < width
     scale = tl.load(scales + row)
     normed = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32) * scale

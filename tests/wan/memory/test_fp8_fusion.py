@@ -20,7 +20,13 @@ from tests.wan.memory.test_fp8_compute import fp8_dit
 from wan.memory import fp8_fusion, fp8_rows
 from wan.memory.blocks import run_blocks
 from wan.memory.fp8_fusion import EightBitRows
-from wan.memory.fp8_rows import gelu_to_eight_bits, norm_and_eight_bits, norm_to_eight_bits, quantise_rows
+from wan.memory.fp8_rows import (
+    gelu_and_eight_bits,
+    gelu_to_eight_bits,
+    norm_and_eight_bits,
+    norm_to_eight_bits,
+    quantise_rows,
+)
 from wan.modules import rows
 from wan.modules.block import CUBIC, TWO_SQRT_2_BY_PI, gelu_by_sigmoid
 from wan.modules.rows import layer_norm_rows
@@ -93,7 +99,8 @@ def test_in_training_the_rows_are_written_too_and_gradients_stay(policy: Any) ->
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     after = [pair[1] for pair in noted.counts]
     assert any(one["layer_norm_rows_backward"] for one in after), "a graph backward"
-    assert all(one["norm_and_eight_bits"] == 3 for one in after if "layer_norm_rows_backward" not in one)
+    forward = [one for one in after if "layer_norm_rows_backward" not in one]
+    assert all(one["norm_and_eight_bits"] == 3 and one["gelu_and_eight_bits"] == 1 for one in forward)
     assert not any(one["layer_norm_rows"] or one["norm_to_eight_bits"] or one["gelu_to_eight_bits"] for one in after)
 
 
@@ -216,6 +223,13 @@ def test_what_else_takes_the_rows_gets_them() -> None:
         active = gelu_by_sigmoid(x)
         return *quantise_rows(active), active * 2
 
+    def active_in_the_middle(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        active = gelu_by_sigmoid(x.view(2, 3, 32))
+        return *quantise_rows(active.flatten(0, 1)), active.flatten(0, 1) @ x.t(), active + 1, active
+
+    def half_of_gelu(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return *quantise_rows(gelu_by_sigmoid(x)), x.float() * 2
+
     def gelu_in_the_middle(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         return quantise_rows(gelu_by_sigmoid(x.view(2, 3, 32)).flatten(0, 1))
 
@@ -223,7 +237,9 @@ def test_what_else_takes_the_rows_gets_them() -> None:
     assert passed(statistics_alone, X, WEIGHT)[1] == {"norm_and_eight_bits": 1}
     assert passed(other_rows, X, WEIGHT)[1] == {"layer_norm_rows": 1, "quantise_rows": 1}
     assert passed(two_shapes, X, WEIGHT)[1] == {"norm_and_eight_bits": 1, "quantise_rows": 1}
-    assert passed(active_too, X, WEIGHT)[1] == {"quantise_rows": 1}
+    assert passed(active_too, X, WEIGHT)[1] == {"gelu_and_eight_bits": 1}
+    assert passed(active_in_the_middle, X, WEIGHT)[1] == {"gelu_and_eight_bits": 1}
+    assert passed(half_of_gelu, X, WEIGHT)[1] == {"gelu_to_eight_bits": 1}
     assert passed(gelu_in_the_middle, X, WEIGHT)[1] == {"gelu_to_eight_bits": 1}
 
 
@@ -249,8 +265,9 @@ def test_joined_operators_are_those_apart() -> None:
             for one, other in zip(norm(X, WEIGHT, shift, EPS, SCALE), (values, scales * SCALE, *normed), strict=False):
                 assert torch.equal(one.float(), other.float())
     values, scales = quantise_rows(gelu_by_sigmoid(X), SCALE)
-    found = gelu_to_eight_bits(X, SCALE)
-    assert torch.equal(found[0].float(), values.float()) and torch.equal(found[1], scales)
+    for active in (gelu_to_eight_bits, gelu_and_eight_bits):
+        for one, other in zip(active(X, SCALE), (values, scales, gelu_by_sigmoid(X)), strict=False):
+            assert torch.equal(one.float(), other.float())
 
 
 @pytest.mark.parametrize("x", [X, X.t().contiguous().t()])
@@ -258,7 +275,8 @@ def test_joined_operators_are_sound_for_compiling(x: Tensor) -> None:
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for norm in (norm_to_eight_bits, norm_and_eight_bits):
         torch.library.opcheck(norm, (x, WEIGHT, WEIGHT, EPS, SCALE), test_utils=checks)
-    torch.library.opcheck(gelu_to_eight_bits, (x, None), test_utils=checks)
+    for active in (gelu_to_eight_bits, gelu_and_eight_bits):
+        torch.library.opcheck(active, (x, None), test_utils=checks)
     torch.library.opcheck(quantise_rows, (x, SCALE), test_utils=checks)
 
 

@@ -39,7 +39,7 @@ def kernels_equal_torch(device: str, dtype: torch.dtype) -> None:
     from wan.memory.fp8_triton import gelu, layer_norm, quantise
 
     written = FORMAT._replace(dtype=dtype)
-    cut = 0.01 if device == "cuda" else 0.06  # the interpreter cuts bfloat16 off in place of rounding
+    cut = 0.08  # behind a norm or GELU they round once, from float32, and the operations apart twice
 
     def compared(found: tuple[Tensor, ...], right: Tensor, near: float) -> None:
         """`near` is the share of numbers that may be rounded otherwise."""
@@ -59,7 +59,12 @@ def kernels_equal_torch(device: str, dtype: torch.dtype) -> None:
         found = quantise(x.to(device), written, there)
         assert found[0].cpu().to(E4M3).float().abs().amax(1).eq(LARGEST).all()
         compared(found, x, EXACT)
-        compared(gelu(x.to(device), written, there), gelu_by_sigmoid(x), max(cut, 0.03))
+        for keeps in (False, True):
+            found = gelu(x.to(device), written, there, keeps=keeps)
+            compared(found, gelu_by_sigmoid(x), cut)
+            assert len(found) == (3 if keeps else 2)
+            for one in found[2:]:
+                torch.testing.assert_close(one.cpu(), gelu_by_sigmoid(x), rtol=2**-7, atol=1e-3)
         weight, shift = (torch.randn(rows, width) for _ in range(2))
         for given in (None, shift):
             right = layer_norm_rows(x, weight, given, 1e-6)
@@ -75,10 +80,10 @@ def kernels_equal_torch(device: str, dtype: torch.dtype) -> None:
     broken = torch.ones(2, 16, dtype=torch.bfloat16, device=device)
     broken[0, 3], broken[1, 3] = float("nan"), float("inf")
     assert quantise(broken, written, None)[0].float()[:, 3].isnan().all()
-    assert gelu(broken, written, None)[0].float()[:, 3].isnan().all()
+    assert gelu(broken, written, None, keeps=False)[0].float()[:, 3].isnan().all()
     ends = torch.tensor([[-3e38, -100.0, -0.0, 100.0]], dtype=torch.bfloat16, device=device)
-    values, scale = gelu(ends, written, None)
-    assert (values.float() * scale).cpu().tolist() == [[0, 0, 0, 100]]
+    values, scale = gelu(ends, written, None, keeps=False)
+    torch.testing.assert_close((values.float() * scale).cpu(), torch.tensor([[0, 0, 0, 100.0]]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9),
