@@ -74,6 +74,16 @@ def phase_at(phases: Sequence[Started], step: int) -> Started:
 
 
 @dataclass(frozen=True)
+class JobEpoch:
+    """An epoch: what its draws follow from, beside the seed and a sample's place in it."""
+
+    number: int
+    phase: JobPhase
+    uniforms: Tensor | None
+    """One for every sample of it, where noise levels are stratified."""
+
+
+@dataclass(frozen=True)
 class ReadyBatch:
     """A batch as the model is shown it: all is drawn, and its tensors are on the device or on their way there."""
 
@@ -102,47 +112,41 @@ class VideoJob:
         self.parameters: Sequence[nn.Parameter] = [p for p in network.parameters() if p.requires_grad]
         self._phases = tuple(phases) or (JobPhase(0, settings.showing, settings.timesteps, epoch_batches,
                                                   batches_per_epoch, lambda epoch: samples_per_epoch),)
-        self._phase = self._phases[0]
-        self.batches_per_epoch = self._phase.batches_per_epoch
-        self._epoch = 0
-        self._uniforms: Tensor | None = None
+        self.batches_per_epoch = self._phases[0].batches_per_epoch
 
-    def begin_epoch(self, epoch: int, step: int) -> int:
-        """Batches of each process in `epoch`, which belongs to the phase that it begins in."""
-        self._phase = phase_at(self._phases, step)
-        return self._phase.batches_per_epoch
+    def epoch_length(self, step: int) -> int:
+        """Batches of each process in an epoch that begins after `step` steps, and belongs to the phase of then."""
+        return phase_at(self._phases, step).batches_per_epoch
 
-    def batches(self, epoch: int, start: int) -> Generator[ReadyBatch | None, None, None]:
+    def epoch(self, number: int, step: int) -> JobEpoch:
+        """Epoch `number` (from 1), which begins after `step` optimiser steps."""
+        phase, buckets = phase_at(self._phases, step), self.settings.timestep_buckets
+        uniforms = None if buckets is None else stratified_uniforms(phase.samples_in(number), buckets,
+                                                                    seed=self.settings.seed, epoch=number)
+        return JobEpoch(number, phase, uniforms)
+
+    def batches(self, epoch: int, step: int, start: int) -> Generator[ReadyBatch | None, None, None]:
         """This process's batches of `epoch`, ready for `loss`; None where it has no part in a short one."""
-        self._epoch = epoch
-        if self.settings.timestep_buckets is not None:
-            self._uniforms = stratified_uniforms(self._phase.samples_in(epoch), self.settings.timestep_buckets,
-                                                 seed=self.settings.seed, epoch=epoch)
-        return self._ready_ones(self._phase.epoch_batches(epoch, start))
-
-    def _ready_ones(self, batches: Generator[LoadedBatch | None, None, None]
-                    ) -> Generator[ReadyBatch | None, None, None]:
-        with closing(batches):
+        own = self.epoch(epoch, step)
+        with closing(own.phase.epoch_batches(epoch, start)) as batches:
             for batch in batches:
-                yield None if batch is None else self.ready(batch)
+                yield None if batch is None else self.ready(batch, own)
 
-    def ready(self, batch: LoadedBatch) -> ReadyBatch:
+    def ready(self, batch: LoadedBatch, epoch: JobEpoch) -> ReadyBatch:
         """The host's part of `loss`: all draws but those of dropouts inside the network, and the way to the device.
 
         torch's own generators are left alone, and the host waits for nothing.
         """
-        seed, epoch = self.settings.seed, self._epoch
-        draws = draw(batch.positions, batch.latents.shape[1:], seed=seed, epoch=epoch, uniforms=self._uniforms)
-        latents, features = self.shown_in_training(batch)
+        seed, number = self.settings.seed, epoch.number
+        draws = draw(batch.positions, batch.latents.shape[1:], seed=seed, epoch=number, uniforms=epoch.uniforms)
+        latents, features = self.shown_in_training(batch, epoch)
         regions = self.settings.regions
-        weight = None if regions is None else regions.of(features, batch.positions, seed=seed, epoch=epoch)
-        return ReadyBatch(batch.items, batch.positions, latents, features,
-                          replace(draws, noise=sent(draws.noise, latents.device)), weight, self._phase.timesteps, epoch)
+        weight = None if regions is None else regions.of(features, batch.positions, seed=seed, epoch=number)
+        draws = replace(draws, noise=sent(draws.noise, latents.device))
+        return ReadyBatch(batch.items, batch.positions, latents, features, draws, weight, epoch.phase.timesteps, number)
 
-    def loss(self, batch: LoadedBatch | ReadyBatch) -> BatchLoss:
+    def loss(self, batch: ReadyBatch) -> BatchLoss:
         """Sum of the samples' weighted losses."""
-        if isinstance(batch, LoadedBatch):
-            batch = self.ready(batch)
         seed_dropouts(batch.positions, seed=self.settings.seed, epoch=batch.epoch)
         latents, draws = batch.latents, batch.draws
         (result,) = self.steps(latents, batch.features, draws, batch.timesteps, (batch.weight,))
@@ -158,9 +162,10 @@ class VideoJob:
             features = with_first_frame_shown(features, latents, batch.items)
         return latents, features
 
-    def shown_in_training(self, batch: LoadedBatch) -> tuple[Float[Tensor, "B C F H W"], FeatureBatch]:
+    def shown_in_training(self, batch: LoadedBatch, epoch: JobEpoch
+                          ) -> tuple[Float[Tensor, "B C F H W"], FeatureBatch]:
         """The same with the given frames and dropouts that are drawn for each sample (`Showing`)."""
-        showing, place = self._phase.showing, Place(batch.positions, self.settings.seed, self._epoch)
+        showing, place = epoch.phase.showing, Place(batch.positions, self.settings.seed, epoch.number)
         latents, features = self._loaded(batch)
         if self.starts_from_picture:
             counts = prefix_counts(showing, place, latents.shape[2])

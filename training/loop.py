@@ -44,14 +44,13 @@ class Job(Protocol):
     batches_per_epoch: int
     """Of the first epoch; the same on every process."""
 
-    def begin_epoch(self, epoch: int, step: int) -> int:
-        """Make ready for `epoch` (from 1), which begins after `step` optimiser steps; return its number of batches.
+    def epoch_length(self, step: int) -> int:
+        """Batches of an epoch that begins after `step` optimiser steps; the same on every process."""
 
-        The same on every process. Called again, with the same numbers, where a run goes on in the middle of an epoch.
-        """
-
-    def batches(self, epoch: int, start: int) -> Generator[Any, None, None]:
+    def batches(self, epoch: int, step: int, start: int) -> Generator[Any, None, None]:
         """This process's batches of `epoch` (from 1), beginning with number `start`; None where it has none.
+
+        The epoch began after `step` optimiser steps: phases hang on that, and not on the step of batch `start`.
 
         They are asked for ahead of their turn, so that the host's work on one (reading, draws, its way to the device)
         is done while the device still computes. So none of it may touch the weights or torch's global generators.
@@ -186,10 +185,10 @@ class Loop:
         if not state.is_in_epoch:
             state.epoch, state.epoch_start, state.batches_in_epoch = state.epoch + 1, state.step, 0
             state.is_in_epoch = True
-        length = self.job.begin_epoch(state.epoch, state.epoch_start)
+        length = self.job.epoch_length(state.epoch_start)
         started = time.perf_counter()
         # Closing ends the threads that read ahead, also where the run stops in the middle of an epoch.
-        with closing(self.job.batches(state.epoch, state.batches_in_epoch)) as batches:
+        with closing(self.job.batches(state.epoch, state.epoch_start, state.batches_in_epoch)) as batches:
             ahead = Ahead(batches)
             while not self._is_cut and ahead.has_next():
                 report = self._step(ahead, started)

@@ -66,7 +66,7 @@ def demo_gradients(setting: Setting, variant: Variant, seed: int, file: Path) ->
     """Of a few batches, as the trainer computes them from the weights of `file`."""
     job, network = job_of(gradient_settings(setting, variant, seed, file), seed)
     parts: list[Gradients] = []
-    batches = job.batches(1, 0)
+    batches = job.batches(1, step=0, start=0)
     for batch in islice(batches, BATCHES):
         assert batch is not None
         network.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ from inference.forward import without
 from inference.guidance import ClassifierFree, Guidance, Pass, Scale, Step, TextThenAudio
 from networks.lora_wan import create_network
 from tests.tiny_dit import tiny_dit, tiny_features, tiny_inputs, tiny_variant
+from tests.training.test_job import loss_of
 from training.drawn import Place, dropped, prefix_counts
 from training.job import JobSettings, VideoJob
 from training.showing import Showing
@@ -54,10 +55,8 @@ def job_of(design: str, mode: str = "clean_same_t", showing: Showing = MIXED) ->
     dit = tiny_dit()
     network = create_network(dit, dim=2, alpha=2, conditions=conditions_of(design, mode)).attach().train()
     settings = JobSettings(SEED, TimestepSettings(timestep_sampling="uniform"), showing=showing)
-    one = VideoJob(dit, network, settings, epoch_batches=lambda epoch, start: iter(()),  # type: ignore[arg-type, return-value]
-                   batches_per_epoch=1, samples_per_epoch=SAMPLES)
-    one.batches(1, 0)
-    return one
+    return VideoJob(dit, network, settings, epoch_batches=lambda epoch, start: iter(()),  # type: ignore[arg-type, return-value]
+                    batches_per_epoch=1, samples_per_epoch=SAMPLES)
 
 
 def batch_of(*indices: int) -> LoadedBatch:
@@ -95,7 +94,7 @@ def gradients(one: VideoJob, *parts: tuple[int, ...]) -> tuple[Tensor, list[floa
         parameter.grad = None
     losses: list[float] = []
     for indices in parts:
-        result = one.loss(batch_of(*indices))
+        result = loss_of(one, batch_of(*indices))
         result.total.backward()  # type: ignore[no-untyped-call]
         losses += result.per_sample.tolist()
     return torch.cat([p.grad.flatten() for p in one.parameters if p.grad is not None]), losses
@@ -116,14 +115,14 @@ def test_any_cut_of_a_batch_has_its_losses_and_its_gradient(design: str, mode: s
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_predicted_on_given_frames_costs_nothing(design: str, mode: str) -> None:
     one, loaded = job_of(design, mode), batch_of(*range(SAMPLES))
-    _, features = one.shown_in_training(loaded)
+    _, features = one.shown_in_training(loaded, one.epoch(1, 0))
     assert features.given_mask is not None
-    is_given, before = features.given_mask > 0, one.loss(loaded).per_sample
+    is_given, before = features.given_mask > 0, loss_of(one, loaded).per_sample
 
     def spoiled(where: Tensor) -> Tensor:
         hook = one.dit.register_forward_hook(lambda _, inputs, output: output + 100 * where)
         try:
-            return one.loss(loaded).per_sample
+            return loss_of(one, loaded).per_sample
         finally:
             hook.remove()
 
@@ -138,7 +137,7 @@ def test_what_is_predicted_on_given_frames_costs_nothing(design: str, mode: str)
 @every_design
 def test_the_mask_channel_tells_of_each_samples_own_prefix(design: str) -> None:
     one = job_of(design)
-    latents, features = one.shown_in_training(batch_of(*range(SAMPLES)))
+    latents, features = one.shown_in_training(batch_of(*range(SAMPLES)), one.epoch(1, 0))
     states = prepare_conditions(one.conditions, features, tuple(latents.shape[2:]))
     shown: Any = states[DESIGNS[design][-1]]
     counts = prefix_counts(MIXED, Place(range(SAMPLES), SEED, 1), FRAMES)
@@ -154,14 +153,14 @@ def test_sound_and_reference_that_are_dropped_reach_no_number(design: str) -> No
     lost = dropped(MIXED, Place(range(SAMPLES), SEED, 1))
     hears = ~lost.sound & torch.tensor([i < SAMPLES - 1 for i in range(SAMPLES)])
     sees = ~lost.reference if "reference_channels" in DESIGNS[design] else torch.ones(SAMPLES, dtype=torch.bool)
-    before = one.loss(loaded).per_sample
+    before = loss_of(one, loaded).per_sample
     for name, reached in (("audio", hears), ("reference_latents", sees)):
         entries = {key: tensor + 1 for key, tensor in loaded.features.features[name].items()}
         other = _with(loaded, {**loaded.features.features, name: entries})
-        assert (one.loss(other).per_sample != before).tolist() == reached.tolist(), name
+        assert (loss_of(one, other).per_sample != before).tolist() == reached.tolist(), name
     text = loaded.features.features["text"]
     other = _with(loaded, {**loaded.features.features, "text": {**text, "hidden": [one + 1 for one in text["hidden"]]}})
-    assert (one.loss(other).per_sample != before).tolist() == (~lost.text).tolist()
+    assert (loss_of(one, other).per_sample != before).tolist() == (~lost.text).tolist()
 
 
 def _with(loaded: LoadedBatch, features: Mapping[str, Any]) -> LoadedBatch:

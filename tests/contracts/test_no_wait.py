@@ -9,6 +9,7 @@ from networks.ema import Ema
 from networks.lora_wan import create_network
 from tests.contracts.test_designs import MIXED, MODES, SAMPLES, SEED, batch_of, conditions_of, every_design
 from tests.tiny_dit import tiny_dit
+from tests.training.test_job import loss_of
 from training.job import JobSettings, VideoJob
 from training.optimizers import build_optimizer
 from training.parallel import GradientBucket
@@ -25,10 +26,8 @@ def job_on_meta(design: str, mode: str) -> VideoJob:
     settings = JobSettings(SEED, TimestepSettings(timestep_sampling="shift", weighting_scheme="diffsynth_gauss"),
                            norm_limit=1.0, showing=replace(MIXED, prefix_corruption=0.5),
                            regions=RegionWeights(2, 4, mixture=(0.4, 0.3, 0.3)))
-    one = VideoJob(dit, network, settings, epoch_batches=lambda epoch, start: iter(()),  # type: ignore[arg-type, return-value]
-                   batches_per_epoch=1, samples_per_epoch=SAMPLES, ema=Ema(network, 0.9))
-    one.batches(1, 0)
-    return one
+    return VideoJob(dit, network, settings, epoch_batches=lambda epoch, start: iter(()),  # type: ignore[arg-type, return-value]
+                    batches_per_epoch=1, samples_per_epoch=SAMPLES, ema=Ema(network, 0.9))
 
 
 @every_design
@@ -43,7 +42,7 @@ def test_a_whole_step_reads_nothing(design: str, mode: str) -> None:
     optimizer = build_optimizer("adamw", [{"params": one.parameters}], learning_rate=0.1)
     for _ in range(2):
         bucket.clear()
-        result = one.loss(one.ready(loaded))
+        result = loss_of(one, loaded)
         result.total.backward()  # type: ignore[no-untyped-call]
         bucket.add_loss(result.total, len(result.names))
         queued = bucket.queue_reduce(1.0, limits=(3.0, 4.0), also=[result.per_sample])

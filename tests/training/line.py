@@ -27,10 +27,10 @@ class Line:
         self.seen: list[float] = []
         self.after = 0
 
-    def begin_epoch(self, epoch: int, step: int) -> int:
+    def epoch_length(self, step: int) -> int:
         return self.batches_per_epoch
 
-    def batches(self, epoch: int, start: int) -> Generator[list[Tensor], None, None]:
+    def batches(self, epoch: int, step: int, start: int) -> Generator[list[Tensor], None, None]:
         yield from self._batches[start:]
 
     def loss(self, batch: list[Tensor]) -> BatchLoss:

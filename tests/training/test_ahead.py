@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.training.line import DATA, Line, fit, loop_of
-from tests.training.test_job import batch, job
+from tests.training.test_job import batch, job, loss_of
 from training.ahead import Ahead
 from training.callbacks import Callback, Run
 from training.guard import NonFiniteLoss
@@ -28,8 +28,8 @@ class Told(Line):
         self.order: list[str] = []
         self.breaks = breaks
 
-    def batches(self, epoch: int, start: int) -> Generator[list[Tensor], None, None]:
-        for number, one in enumerate(super().batches(epoch, start)):
+    def batches(self, epoch: int, step: int, start: int) -> Generator[list[Tensor], None, None]:
+        for number, one in enumerate(super().batches(epoch, step, start)):
             if number == self.breaks:
                 raise OSError("no disk")
             self.order.append(f"fetch {number}")
@@ -97,13 +97,12 @@ def test_an_error_comes_where_the_item_would_have_come() -> None:
 
 def test_what_is_ready_gives_the_same_loss_and_draws_from_no_global_generator() -> None:
     one = job()
-    one.batches(1, 0)
     loaded = batch([2, 0])
-    plain = one.loss(loaded)
+    plain = loss_of(one, loaded)
     before = torch.get_rng_state()
-    ready = one.ready(loaded)
+    ready = one.ready(loaded, one.epoch(1, 0))
+    one.ready(loaded, one.epoch(2, 1))  # of the next epoch, whose first batch is fetched before this one is over
     assert torch.equal(torch.get_rng_state(), before)
-    one.batches(2, 0)  # another epoch began meanwhile: what is ready keeps its own
     again = one.loss(ready)
     assert torch.equal(again.per_sample, plain.per_sample) and again.sigmas == plain.sigmas
 

@@ -41,9 +41,8 @@ def test_a_step_is_given_spoilt_frames_and_learns_the_clean_clip() -> None:
     shown = {}
     for strength in (0.0, 0.5):
         one = job(showing=Showing(prefix_frames=(5,), prefix_corruption=strength))
-        one.batches(1, 0)
         loaded = batch([0, 1])
-        latents, features = one.shown_in_training(loaded)
+        latents, features = one.shown_in_training(loaded, one.epoch(1, 0))
         assert torch.equal(latents, loaded.latents.float()), "the target"
         assert features.given_mask is not None and features.given_latents is not None
         assert features.given_mask[:, 0, :, 0, 0].tolist() == [[1, 1, 0]] * 2

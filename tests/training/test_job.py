@@ -15,6 +15,7 @@ from networks.layer import Dropouts
 from networks.lora_wan import create_network
 from tests.tiny_dit import tiny_dit
 from training.job import JobSettings, VideoJob, with_first_frame_shown
+from training.loop import BatchLoss
 from training.timesteps import TimestepSettings
 from wan.conditions.omniavatar_add import OmniAvatarAdd, OmniAvatarSettings
 
@@ -53,13 +54,17 @@ def job(**more: Any) -> VideoJob:
                     samples_per_epoch=4)
 
 
+def loss_of(one: VideoJob, loaded: LoadedBatch, epoch: int = 1) -> BatchLoss:
+    """Of a batch of this epoch, as the loop asks for it."""
+    return one.loss(one.ready(loaded, one.epoch(epoch, 0)))
+
+
 def gradients(one: VideoJob, *parts: list[int]) -> tuple[Tensor, list[float]]:
-    one.batches(1, 0)
     for parameter in one.parameters:
         parameter.grad = None
     losses: list[float] = []
     for indices in parts:
-        result = one.loss(batch(indices))
+        result = loss_of(one, batch(indices))
         result.total.backward()
         losses += result.per_sample.tolist()
     return torch.cat([p.grad.flatten() for p in one.parameters if p.grad is not None]), losses
@@ -80,11 +85,9 @@ def test_stratified_draws_hang_on_the_place_too() -> None:
 
 def test_losses_name_the_clips_and_change_with_the_epoch() -> None:
     one = job()
-    one.batches(1, 0)
-    first = one.loss(batch([2, 0]))
+    first = loss_of(one, batch([2, 0]))
     assert first.names == ("clip 2", "clip 0")
-    one.batches(2, 0)
-    assert not torch.equal(one.loss(batch([2, 0])).per_sample, first.per_sample)
+    assert not torch.equal(loss_of(one, batch([2, 0]), epoch=2).per_sample, first.per_sample)
 
 
 def test_the_first_frame_is_given_and_still_where_it_is_the_reference() -> None:
@@ -99,16 +102,15 @@ def test_the_first_frame_is_given_and_still_where_it_is_the_reference() -> None:
 def test_a_picture_keeps_its_only_frame_to_be_learned() -> None:
     loaded = batch([0], frames=1)
     assert with_first_frame_shown(loaded.features, loaded.latents, loaded.items).given_mask is None
-    assert job().loss(loaded).per_sample.isfinite().all()
+    assert loss_of(job(), loaded).per_sample.isfinite().all()
 
 
 def test_given_frames_are_not_learned() -> None:
     one, loaded = job(), batch([0, 1])
-    one.batches(1, 0)
-    before = one.loss(loaded).per_sample
+    before = loss_of(one, loaded).per_sample
     louder = loaded.latents.clone()
     louder[:, :, 0] += 100
-    after = one.loss(replace(loaded, latents=louder)).per_sample
+    after = loss_of(one, replace(loaded, latents=louder)).per_sample
     assert (after < 100).all() and not torch.equal(before, after)
 
 

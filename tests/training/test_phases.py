@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataset.batches import LoadedBatch
 from dataset.plan import TrainingItem
 from networks.lora_wan import create_network
 from tests.tiny_dit import tiny_dit
@@ -18,7 +17,7 @@ from tests.training.cached_clips import talking
 from tests.training.line import Constant
 from training.callbacks import Callback, Run, RunState, StepReport
 from training.clips import EpochBatches
-from training.job import JobPhase, JobSettings, VideoJob, phase_at
+from training.job import JobPhase, JobSettings, ReadyBatch, VideoJob, phase_at
 from training.loop import BatchLoss, Loop, LoopSettings
 from training.phases import Phase, PhaseLines, cuts, describe, epochs_of, job_phases, largest_batch
 from training.processes import Processes
@@ -59,9 +58,9 @@ class Watching(VideoJob):
                          epoch_batches=phases[0].epoch_batches, batches_per_epoch=phases[0].batches_per_epoch,
                          samples_per_epoch=0, phases=phases)
         self.parameters = self.parameters[:1]
-        self.seen: list[LoadedBatch] = []
+        self.seen: list[ReadyBatch] = []
 
-    def loss(self, batch: LoadedBatch) -> BatchLoss:
+    def loss(self, batch: ReadyBatch) -> BatchLoss:
         self.seen.append(batch)
         losses = self.parameters[0].pow(2).mean().expand(len(batch.items))
         return BatchLoss(losses.sum(), losses.detach(), tuple(one.name for one in batch.items))
@@ -191,11 +190,10 @@ def test_dropouts_and_noise_levels_change_with_the_switch(clips: list[TrainingIt
     job = looking(phases)
 
     def shown(epoch: int, step: int) -> tuple[list[bool], TimestepSettings]:
-        job.begin_epoch(epoch, step)
-        [batch, *_] = list(job.batches(epoch, 0))
+        [batch, *_] = list(job.batches(epoch, step, 0))
         assert batch is not None
         job.loss(batch)
-        present = job.shown_in_training(batch)[1].present.get("audio", torch.ones(1, dtype=torch.bool))
+        present = batch.features.present.get("audio", torch.ones(1, dtype=torch.bool))
         return present.tolist(), job.told[-1][0]
 
     assert [shown(1, 0), shown(2, 4)] == [([True], early)] * 2
@@ -207,8 +205,8 @@ def test_stratified_draws_are_spread_over_the_samples_of_the_phase(clips: list[T
     phases = two(pairs)
     job = looking(phases, timestep_buckets=4)
     for epoch, step in ((1, 0), (2, 5), (3, 9)):
-        count = job.begin_epoch(epoch, step)
-        batches = [batch for batch in job.batches(epoch, 0) if batch is not None]
+        count = job.epoch_length(step)
+        batches = [batch for batch in job.batches(epoch, step, 0) if batch is not None]
         assert len(batches) == count == (3 if step < 5 else 5)
         samples = sum(len(batch.positions) for batch in batches)
         expected = stratified_uniforms(samples, 4, seed=5, epoch=epoch)

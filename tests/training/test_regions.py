@@ -20,7 +20,7 @@ from precompute import ModelFiles, run
 from tests.demo_clips import copy_clips, toml_text
 from tests.training.runs import losses, settings, validations
 from tests.training.test_job import batch as job_batch
-from tests.training.test_job import job
+from tests.training.test_job import job, loss_of
 from training import train
 from training.config import TrainConfig
 from training.regions import FEATURE, RegionWeights, chosen
@@ -95,9 +95,8 @@ def masked(indices: list[int]) -> Any:
 
 def test_the_loss_is_the_weighted_mean_of_the_squared_error() -> None:
     one = job(regions=RegionWeights(face=2, lip=4))
-    one.batches(1, 0)
     loaded = masked([0, 1])
-    weighted = one.loss(loaded).per_sample
+    weighted = loss_of(one, loaded).per_sample
     latents, shown = one.shown(loaded)
     draws = draw(loaded.positions, loaded.latents.shape[1:], seed=1, epoch=1)
     # The error of each place, by asking the step for the loss there alone.
@@ -117,9 +116,7 @@ def test_the_loss_is_the_weighted_mean_of_the_squared_error() -> None:
 
 def test_without_the_flags_the_loss_is_bit_for_bit_what_it_was() -> None:
     plain, with_masks = job(), job()
-    for one in (plain, with_masks):
-        one.batches(1, 0)
-    assert torch.equal(plain.loss(job_batch([0, 1])).per_sample, with_masks.loss(masked([0, 1])).per_sample)
+    assert torch.equal(loss_of(plain, job_batch([0, 1])).per_sample, loss_of(with_masks, masked([0, 1])).per_sample)
 
 
 @pytest.mark.parametrize(("mixture", "words"), [
