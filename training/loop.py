@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from training.ahead import Ahead
+from training.ahead import Ahead, EpochsAhead
 from training.callbacks import Callback, Outcome, RunState, StepReport, ValidationReport, end_all
 from training.guard import ExplodedLoss, Guard, NonFiniteLoss
 from training.optimizers import current_rates, step_unless
@@ -53,7 +53,9 @@ class Job(Protocol):
         The epoch began after `step` optimiser steps: phases hang on that, and not on the step of batch `start`.
 
         They are asked for ahead of their turn, so that the host's work on one (reading, draws, its way to the device)
-        is done while the device still computes. So none of it may touch the weights or torch's global generators.
+        is done while the device still computes; an epoch's first one while the last step of the epoch before is
+        computed, and so before what callbacks do between the two. So none of it may touch the weights or torch's global
+        generators, or hang on a state of the job, and nothing is done before the first batch is asked for.
         """
 
     def loss(self, batch: Any) -> BatchLoss:
@@ -120,6 +122,7 @@ class Loop:
         self._is_asked_to_stop = False
         self.guard = guard or Guard()
         self._bucket = GradientBucket(job.parameters, processes)
+        self._epochs: EpochsAhead[Any] = EpochsAhead(job.batches)
 
     @property
     def is_ending(self) -> bool:
@@ -132,10 +135,11 @@ class Loop:
             try:
                 for callback in self.callbacks:
                     callback.on_start(self)
-                while not self.is_ending:
-                    self._epoch()
-                    if self._is_stopping and not self.is_ending:
-                        self.wish.obey()
+                with closing(self._epochs):  # whatever ends the run, no thread goes on reading
+                    while not self.is_ending:
+                        self._epoch()
+                        if self._is_stopping and not self.is_ending:
+                            self.wish.obey()
             except KeyboardInterrupt as error:
                 self.error = error
                 end_all(self.callbacks, self, Outcome.INTERRUPTED)
@@ -187,16 +191,14 @@ class Loop:
             state.is_in_epoch = True
         length = self.job.epoch_length(state.epoch_start)
         started = time.perf_counter()
-        # Closing ends the threads that read ahead, also where the run stops in the middle of an epoch.
-        with closing(self.job.batches(state.epoch, state.epoch_start, state.batches_in_epoch)) as batches:
-            ahead = Ahead(batches)
-            while not self._is_cut and ahead.has_next():
-                report = self._step(ahead, started)
-                for callback in self.callbacks:
-                    callback.on_step(self, report)
-                if self.is_ending or self._is_stopping or self._is_cut:
-                    break
-                started = time.perf_counter()
+        batches = self._epochs.epoch(state.epoch, state.epoch_start, state.batches_in_epoch)
+        while not self._is_cut and batches.has_next():
+            report = self._step(batches, started)
+            for callback in self.callbacks:
+                callback.on_step(self, report)
+            if self.is_ending or self._is_stopping or self._is_cut:
+                break
+            started = time.perf_counter()
         if state.batches_in_epoch >= length or self._is_cut:
             for callback in self.callbacks:
                 callback.on_epoch(self)
@@ -212,11 +214,13 @@ class Loop:
         """Whether the epoch ends here before all its batches are seen."""
         return self.state.step in self.settings.cuts and self.state.step > self.state.epoch_start
 
-    @property
-    def _goes_on(self) -> bool:
-        """Whether another step of this epoch is to be expected behind the one that is being taken."""
+    def _look_ahead(self, batches: Ahead[Any]) -> None:
+        """Fetch what the next step begins with, of this epoch or of the next one, where another step is expected."""
         step = self.state.step + 1
-        return step < self.total_steps and step not in self.settings.cuts and not self.wish
+        if step >= self.total_steps or self.wish:
+            return
+        if step in self.settings.cuts or not batches.look_ahead():
+            self._epochs.epoch(self.state.epoch + 1, step).look_ahead()
 
     def _step(self, batches: Ahead[Any], started: float) -> StepReport:
         self._bucket.clear()
@@ -239,8 +243,7 @@ class Loop:
         told = [part for part in seen if part.sigmas]
         queued = self._bucket.queue_reduce(self.settings.max_grad_norm, limits=self.guard.limits(),
                                            also=[part.per_sample for part in told])
-        if self._goes_on:
-            batches.look_ahead()
+        self._look_ahead(batches)
         for callback in self.callbacks:
             callback.while_computing(self)
         rates = current_rates(self.optimizer)

@@ -200,6 +200,24 @@ def test_dropouts_and_noise_levels_change_with_the_switch(clips: list[TrainingIt
     assert [shown(2, 5), shown(3, 9)] == [([False], late)] * 2
 
 
+def test_epochs_that_are_read_side_by_side_keep_their_phase_and_draws(clips: list[TrainingItem]) -> None:
+    """The next epoch's first batch is made while the last of this one is not yet learnt from."""
+    phases = [phase(1, 0, clips, sections=[SMALL]),
+              phase(2, 5, clips, sections=[SMALL], timesteps=TimestepSettings(min_timestep=900.0),
+                    showing=Showing(audio_dropout=1.0))]
+    job = looking(phases, timestep_buckets=4)
+    alone = [*job.batches(1, 0, 0), *job.batches(2, 5, 0)]
+    first, second = job.batches(1, 0, 0), job.batches(2, 5, 0)
+    pairs = [*zip(first, second, strict=True)]
+    mixed = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
+    assert [one and one.epoch for one in mixed] == [1] * 5 + [2] * 5
+    for one, other in zip(mixed, alone, strict=True):
+        assert one is not None and other is not None and one.timesteps == other.timesteps
+        assert torch.equal(one.draws.uniform, other.draws.uniform) and torch.equal(one.draws.noise, other.draws.noise)
+        assert one.features.present.keys() == other.features.present.keys()
+        assert torch.equal(job.loss(one).per_sample, job.loss(other).per_sample)
+
+
 def test_stratified_draws_are_spread_over_the_samples_of_the_phase(clips: list[TrainingItem]) -> None:
     pairs = [replace(clip, item=replace(clip.item, batch_size=2)) for clip in clips]
     phases = two(pairs)

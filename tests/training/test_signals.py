@@ -117,7 +117,7 @@ class AskedBetween(Ends):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def stop_together(rank: int, folder: str, by_file: bool) -> None:
+def stop_together(rank: int, folder: str, by_file: bool, last: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
                             timeout=timedelta(seconds=20))
     torch.set_num_threads(1)
@@ -126,7 +126,7 @@ def stop_together(rank: int, folder: str, by_file: bool) -> None:
                settings=LoopSettings(steps=20), processes=Processes(rank, 2), callbacks=[ends])
     if by_file:
         def asked() -> bool:
-            run.wish.number = signal.SIGINT if run.state.step == 3 else None
+            run.wish.number = signal.SIGINT if run.state.step == last - 1 else None
             return False
 
         run.is_state_due = asked
@@ -137,10 +137,14 @@ def stop_together(rank: int, folder: str, by_file: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by_file", [False, True], ids=["signal", "save_quit"])
-def test_processes_stop_after_the_same_step_whenever_one_of_them_is_asked(tmp_path: Path, by_file: bool) -> None:
-    torch.multiprocessing.spawn(stop_together, (str(tmp_path), by_file), nprocs=2)
-    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["[1, 2, 3, 4] [4, 4]"] * 2
+@pytest.mark.parametrize(("by_file", "last"), [(False, 4), (True, 4), (True, 8)],
+                         ids=["signal", "save_quit", "save_quit at an epoch's end"])
+def test_processes_stop_after_the_same_step_whenever_one_of_them_is_asked(tmp_path: Path, by_file: bool, last: int
+                                                                          ) -> None:
+    """At an epoch's end only those that were not asked have begun to read the next one."""
+    torch.multiprocessing.spawn(stop_together, (str(tmp_path), by_file, last), nprocs=2)
+    expected = f"{list(range(1, last + 1))} [{last}, {last}]"
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [expected] * 2
 
 
 def test_a_look_at_the_run_ends_at_once_and_is_not_begun_after_a_signal() -> None:
