@@ -12,6 +12,7 @@ row says. Each process measures the machine's ceilings. Lines go to RESULTS/spee
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict, replace
 import itertools
 import math
@@ -73,6 +74,8 @@ class Bench:
         blocks, losses = range(self.variant.layers), []
         inputs = random_inputs(self.variant, row.grid, self.where)
         marks, warm = [self._mark()], []
+        if row.kind == "step":
+            self._learn(inputs, blocks)
         for number in range(WARM_UPS + row.steps):
             if number == WARM_UPS:
                 warm, marks = self._between(marks), [self._mark()]
@@ -101,13 +104,20 @@ class Bench:
                              "offloads": card.gradient_checkpointing_cpu_offload, "rank": self.rank}}
 
     def _step(self, row: Row, inputs: Any, blocks: Any) -> list[float]:
-        """One step, or one forward; its loss where there is one."""
+        """One step, or one forward; its loss where there is one.
+
+        A step begins where the trainer's loop may: at the weights' update, behind which the next step's forward and
+        backward pass are queued before the loss is read.
+        """
         if row.kind == "forward":
             self.trial.forward(inputs, blocks)
             return []
+        return [self._optimise(lambda: self._learn(inputs, blocks))]
+
+    def _learn(self, inputs: Any, blocks: Any) -> None:
+        """Forward and backward pass of one batch."""
         self.trial.bucket.clear()
         self.trial.forward_backward(inputs, blocks)
-        return [self._optimise()]
 
     def _mark(self) -> Any:
         """This moment in the device's own order: steps follow each other as in training, with no wait in between."""
@@ -149,16 +159,18 @@ class Bench:
         if self.where.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(1.0)
 
-    def _optimise(self) -> float:
-        """The loss comes back: reading it is a step's one wait for the device, as in the trainer's loop."""
+    def _optimise(self, learn_on: Callable[[], None] = lambda: None) -> float:
+        """Update the weights, then `learn_on`; the loss comes back. Reading it is a step's one wait for the device."""
         from training.optimizers import step_unless
 
         assert self.trial.optimizer is not None
         queued = self.trial.bucket.queue_reduce(1.0)
-        is_taken = step_unless(self.trial.optimizer, queued.refused)
+        if is_taken := step_unless(self.trial.optimizer, queued.refused):
+            learn_on()
         loss = queued.read().loss
         if not is_taken:
             self.trial.optimizer.step()
+            learn_on()
         return loss
 
     def _settled(self, row: Row) -> Any:

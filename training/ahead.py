@@ -29,6 +29,11 @@ class Ahead(Generic[Item]):
                 self._error = error
         return not self._is_over
 
+    @property
+    def waiting(self) -> Item | None:
+        """The item that was fetched and not taken yet; None where there is none."""
+        return self._waiting[0] if self._waiting else None
+
     def has_next(self) -> bool:
         """Whether there is another item; it is fetched for that. Raises what fetching it raised."""
         self.look_ahead()

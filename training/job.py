@@ -207,6 +207,11 @@ class VideoJob:
 
         return velocity
 
+    @property
+    def works_after_step(self) -> bool:
+        """Whether `after_step` has anything to do."""
+        return self.settings.norm_limit is not None or self.ema is not None
+
     def after_step(self) -> None:
         """Limit the norms of the LoRA pairs, then take the weights into their average, where the user asked for it."""
         if self.settings.norm_limit is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import math
 from pathlib import Path
 import signal
@@ -17,6 +17,7 @@ from training.callbacks import Callback, Outcome, RunState, StepReport, Validati
 from training.guard import ExplodedLoss, Guard, NonFiniteLoss
 from training.optimizers import current_rates, step_unless
 from training.parallel import GradientBucket, StepTotals
+from training.passes import Passes
 from training.processes import LostProcess, Processes
 from training.signals import Interrupted, StopWish
 
@@ -60,6 +61,13 @@ class Job(Protocol):
 
     def loss(self, batch: Any) -> BatchLoss:
         """Forward pass of one batch that is not None."""
+
+    @property
+    def works_after_step(self) -> bool:
+        """Whether `after_step` has anything to do.
+
+        Where not, the next step's first pass may be queued before this step's figures are known.
+        """
 
     def after_step(self) -> None:
         """Work on the weights after an optimiser step (norm limits)."""
@@ -123,6 +131,7 @@ class Loop:
         self.guard = guard or Guard()
         self._bucket = GradientBucket(job.parameters, processes)
         self._epochs: EpochsAhead[Any] = EpochsAhead(job.batches)
+        self._passes = Passes(job, self._bucket, settings.accumulation)
 
     @property
     def is_ending(self) -> bool:
@@ -214,28 +223,23 @@ class Loop:
         """Whether the epoch ends here before all its batches are seen."""
         return self.state.step in self.settings.cuts and self.state.step > self.state.epoch_start
 
-    def _look_ahead(self, batches: Ahead[Any]) -> None:
-        """Fetch what the next step begins with, of this epoch or of the next one, where another step is expected."""
+    def _look_ahead(self, batches: Ahead[Any]) -> Ahead[Any] | None:
+        """Fetch what the next step begins with, and give its epoch's batches; None where no step is expected."""
         step = self.state.step + 1
         if step >= self.total_steps or self.wish:
-            return
+            return None
         if step in self.settings.cuts or not batches.look_ahead():
-            self._epochs.epoch(self.state.epoch + 1, step).look_ahead()
+            batches = self._epochs.epoch(self.state.epoch + 1, step)
+            batches.look_ahead()
+        return batches
+
+    def _obey(self) -> None:
+        """Before a batch: end the run here, where it was asked to and no other process must know."""
+        if self.processes.count == 1:
+            self.wish.obey()
 
     def _step(self, batches: Ahead[Any], started: float) -> StepReport:
-        self._bucket.clear()
-        seen: list[BatchLoss] = []
-        used = 0
-        for batch in batches.take(self.settings.accumulation):
-            used += 1
-            if self.processes.count == 1:
-                self.wish.obey()
-            if batch is None:
-                continue
-            result = self.job.loss(batch)
-            result.total.backward()  # type: ignore[no-untyped-call]
-            self._bucket.add_loss(result.total, len(result.names))
-            seen.append(replace(result, total=result.total.detach()))
+        seen, used = self._passes.of_step(batches, self._obey)
         if self.processes.is_main and self.is_state_due():
             self._bucket.ask_for_state()
         if self.wish:
@@ -243,13 +247,15 @@ class Loop:
         told = [part for part in seen if part.sigmas]
         queued = self._bucket.queue_reduce(self.settings.max_grad_norm, limits=self.guard.limits(),
                                            also=[part.per_sample for part in told])
-        self._look_ahead(batches)
+        upcoming = self._look_ahead(batches)
         for callback in self.callbacks:
             callback.while_computing(self)
         rates = current_rates(self.optimizer)
         self.is_between_steps = False
         is_taken = step_unless(self.optimizer, queued.refused)
         self.is_between_steps = not is_taken
+        if is_taken and upcoming is not None and not self.job.works_after_step:
+            self._passes.begin(upcoming)
         totals = queued.read()
         if totals.is_refused:
             self.is_between_steps = True

@@ -18,6 +18,8 @@ DATA = [0.3, -1.2, 0.7, 2.0, -0.4, 0.9, 1.1, -0.6]
 class Line:
     """Fits w to data by least squares; items are numbers."""
 
+    works_after_step = True
+
     def __init__(self, data: Sequence[float], batch_size: int = 1) -> None:
         self.weight = nn.Parameter(torch.tensor([[0.5, -0.25], [0.1, 0.9]]))
         self.parameters = [self.weight]

@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from tests.training.preview_runs import models, write_prompts
 from tests.training.runs import prepare_data, settings, validations
 from training import train
-from training.callbacks import RunState, StepReport
+from training.callbacks import RunState
 from training.clips import EpochBatches
 from training.config import TrainConfig
 from training.estimating.compile_choice import Work, compiler_problem, settle_compile, verdict, work_of
@@ -96,14 +96,16 @@ class NoRun:
     """A run of which only the first process matters."""
 
     processes = Processes()
-    state = RunState()
+
+    def __init__(self, step: int) -> None:
+        self.state = RunState(step)
 
 
 def told(log: GraphLog, report: GraphReport, *steps: tuple[int, int]) -> None:
     """Steps of (tokens, graphs made)."""
     for number, (tokens, made) in enumerate(steps, 1):
         log.note(torch.zeros(1, tokens, 4), made)
-        report.on_step(NoRun(), StepReport(number, 1, 0.0, 0.0, 0.0, {}, 0.0, 1))  # type: ignore[arg-type]
+        report.while_computing(NoRun(number - 1))  # type: ignore[arg-type]
 
 
 def test_a_graph_that_is_made_late_is_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.logs import get_logger
-from training.callbacks import Callback, Outcome, Run, StepReport
+from training.callbacks import Callback, Outcome, Run
 from wan.memory.graphs import GraphLog, Use
 
 log = get_logger(__name__)
@@ -26,12 +26,12 @@ class GraphReport(Callback):
         self._steps: Counter[Use] = Counter()
         self._has_warned = False
 
-    def on_step(self, run: Run, report: StepReport) -> None:
-        """Count what the step made."""
+    def while_computing(self, run: Run) -> None:
+        """Count what the step made: its passes are queued, and no pass of the next one is."""
         uses, made = self.graphs.take()
         for use in uses:
             if made[use]:
-                self._note(use, made[use], report.step)
+                self._note(use, made[use], run.state.step + 1)
             self._steps[use] += 1
 
     def _note(self, use: Use, made: int, step: int) -> None:

@@ -1,0 +1,187 @@
+"""The next step's first passes, queued before this step's figures are known: order, numbers, whatever ends a run."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+import signal
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.line import DATA, Constant, Line, Saves
+from training.callbacks import Callback, Outcome, Run, StepReport
+from training.guard import Guard, NonFiniteLoss
+from training.loop import BatchLoss, Loop, LoopSettings
+from training.parallel import QueuedTotals
+from training.processes import Processes
+from training.signals import Interrupted
+
+
+class Quick(Line):
+    """Nothing is done behind its steps; `order` tells what happened, and item `breaks` cannot be computed."""
+
+    works_after_step = False
+
+    def __init__(self, data: Sequence[float] = DATA, batch_size: int = 1, *, breaks: float | None = None) -> None:
+        super().__init__(data, batch_size)
+        self.order: list[str] = []
+        self.breaks = breaks
+
+    def loss(self, batch: list[Tensor]) -> BatchLoss:
+        self.order.append(f"loss {float(batch[0][0]):g}")
+        if self.breaks is not None and float(batch[0][0]) == pytest.approx(self.breaks):
+            raise RuntimeError("out of memory")
+        return super().loss(batch)
+
+
+class Slow(Quick):
+    """The same, whose passes are never begun early."""
+
+    works_after_step = True
+
+
+class Told(Callback):
+    def __init__(self, job: Quick) -> None:
+        self.job = job
+        self.outcome: Outcome | None = None
+
+    def while_computing(self, run: Run) -> None:
+        self.job.order.append("draw")
+
+    def on_step(self, run: Run, report: StepReport) -> None:
+        assert run.is_between_steps and run.state.step == report.step
+        self.job.order.append(f"told {report.step}")
+
+    def on_epoch(self, run: Run) -> None:
+        self.job.order.append("epoch")
+
+    def on_end(self, run: Run, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+
+def loop_of(job: Quick, *callbacks: Callback, guard: Guard | None = None, fused: bool = True, **settings: Any) -> Loop:
+    return Loop(job, optimizer=torch.optim.AdamW(job.parameters, lr=0.05, fused=fused), schedule=Constant(),
+                settings=LoopSettings(**settings), processes=Processes(), callbacks=callbacks, guard=guard)
+
+
+def test_the_next_pass_is_queued_before_the_figures_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Quick([1.0, 2.0])
+    read = QueuedTotals.read
+    monkeypatch.setattr(QueuedTotals, "read", lambda self: one.order.append("read") or read(self))
+    loop = loop_of(one, Told(one), steps=3)
+    loop.optimizer.register_step_post_hook(lambda *_: one.order.append("step"))
+    loop.run()
+    assert one.order == ["loss 1", "draw", "step", "loss 2", "read", "told 1",
+                         "draw", "step", "loss 1", "read", "told 2", "epoch",
+                         "draw", "step", "read", "told 3"], "none beyond the last"
+
+
+@pytest.mark.parametrize(("kind", "fused"), [(Slow, True), (Quick, False)])
+def test_no_pass_is_queued_early_where_weights_may_still_change(kind: type[Quick], fused: bool) -> None:
+    one = kind([1.0, 2.0])
+    loop_of(one, Told(one), fused=fused, steps=2).run()
+    assert one.order == ["loss 1", "draw", "told 1", "loss 2", "draw", "told 2", "epoch"][:len(one.order)]
+
+
+class Kept(Callback):
+    def __init__(self) -> None:
+        self.reports: list[StepReport] = []
+
+    def on_step(self, run: Run, report: StepReport) -> None:
+        self.reports.append(replace(report, seconds=0.0))
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulation": 3}, {"cuts": (2, 5)}, {"max_grad_norm": 0.3}], ids=str)
+def test_numbers_are_those_of_passes_in_their_turn(settings: dict[str, Any]) -> None:
+    found = []
+    for kind in (Quick, Slow):
+        one, kept = kind(DATA, 2), Kept()
+        loop = loop_of(one, kept, steps=9, **settings)
+        loop.run()
+        found.append((one.weight.detach().clone(), one.seen, kept.reports, loop.state))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1:] == found[1][1:]
+
+
+def test_accumulated_batches_are_those_of_their_own_step() -> None:
+    one = Quick([1.0, 2.0, 3.0])
+    loop_of(one, Told(one), steps=4, accumulation=2).run()
+    assert one.order == ["loss 1", "loss 2", "draw", "loss 3", "told 1", "draw", "loss 1", "told 2", "epoch", "loss 2",
+                         "draw", "loss 3", "told 3", "draw", "told 4", "epoch"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulation": 2}, {"cuts": (4, 6)}], ids=str)
+def test_a_run_goes_on_bit_for_bit_from_the_state_of_any_step(settings: dict[str, Any]) -> None:
+    class Weighed(Saves):
+        def on_step(self, run: Run, report: StepReport) -> None:
+            super().on_step(run, report)
+            state = loop.optimizer.state[one.weight]
+            weights[report.step] = [one.weight.detach().clone(), {name: value.clone() for name, value in state.items()}]
+
+    one, weights = Quick(DATA[:5]), {}
+    kept = Weighed()
+    loop = loop_of(one, kept, steps=9, **settings)
+    loop.run()
+    for step, (weight, moments) in weights.items():
+        rest = Quick(DATA[:5])
+        rest.weight.data.copy_(weight)
+        after = loop_of(rest, steps=9, **settings)
+        after.optimizer.state[rest.weight] = moments
+        after.state, after.is_resumed = replace(kept.at[step][0]), True
+        after.run()
+        assert torch.equal(rest.weight, one.weight), step
+
+
+def test_an_error_of_a_pass_comes_behind_the_step_before_it() -> None:
+    one = Quick([1.0, 2.0, 3.0], breaks=3.0)
+    told = Told(one)
+    loop = loop_of(one, told, steps=3)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loop.run()
+    assert one.order[-2:] == ["loss 3", "told 2"] and told.outcome is Outcome.FAILED
+    assert loop.state.step == 2 and loop.state.batches_in_epoch == 2 and loop.is_between_steps
+
+
+def test_a_refused_step_is_told_with_its_own_items_and_leaves_the_weights() -> None:
+    one = Quick([1.0, 2.0, float("nan"), 4.0])
+    loop = loop_of(one, steps=4)
+    kept: list[Tensor] = []
+    loop.optimizer.register_step_pre_hook(lambda *_: kept.append(one.weight.detach().clone()))
+    with pytest.raises(NonFiniteLoss, match=r"step 3: the loss is not finite.*item nan \(loss nan\)"):
+        loop.run()
+    assert one.order[-1] == "loss 4", "the pass behind it was queued"
+    assert torch.equal(one.weight, kept[2]) and loop.optimizer.state[one.weight]["step"] == 2
+    assert loop.state.step == 2 and loop.is_between_steps
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FINISHED, Outcome.INTERRUPTED])
+def test_a_pass_that_was_begun_counts_for_nothing_where_the_run_stops(outcome: Outcome) -> None:
+    class Ends(Told):
+        def on_step(self, run: Run, report: StepReport) -> None:
+            super().on_step(run, report)
+            if report.step == 2 and outcome is Outcome.FINISHED:
+                run.stop("enough")
+            elif report.step == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    one, right = Quick([1.0, 2.0, 3.0, 4.0]), Quick([1.0, 2.0, 3.0, 4.0])
+    told = Ends(one)
+    loop = loop_of(one, told, steps=4)
+    with nullcontext() if outcome is Outcome.FINISHED else pytest.raises(Interrupted):
+        loop.run()
+    loop_of(right, steps=2).run()
+    assert told.outcome is outcome and one.order[-2:] == ["loss 3", "told 2"]
+    assert torch.equal(one.weight, right.weight)
+    assert (loop.state.step, loop.state.batches_in_epoch, loop.state.samples) == (2, 2, 2)
+
+
+def test_a_part_that_has_no_batch_waits_for_its_turn() -> None:
+    class Partless(Quick):
+        def batches(self, epoch: int, step: int, start: int) -> Any:
+            yield from [self._batches[0], None, self._batches[1]][start:]
+
+    one = Partless([1.0, 2.0])
+    loop = loop_of(one, Told(one), steps=2, accumulation=2)
+    loop.run()
+    assert one.order == ["loss 1", "draw", "loss 2", "told 1", "draw", "told 2", "epoch"]
