@@ -83,7 +83,7 @@ GROUPS: tuple[tuple[Row, ...], ...] = (
               seconds=130),
     ), (
         named(T2V, "FA4, fp8 products, nothing recomputed", grid=SQUARE25, activations="none", attention="fa4",
-              goal="14B square", seconds=55),
+              goal="14B square", steps=20, seconds=65),
         named(T2V, "FA4, fp8 products, nothing recomputed, CUDA graphs", grid=SQUARE25, activations="none",
               attention="fa4", mode="reduce-overhead", goal="14B square", seconds=65),
         named(T2V, "FA4, fp8 products", kind="forward", activations="none", attention="fa4", goal="forward",

@@ -14,6 +14,7 @@ row says. Each process measures the machine's ceilings. Lines go to RESULTS/spee
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 import itertools
 import math
 import os
@@ -42,6 +43,7 @@ class Bench:
         """`profiles`: where a page a row goes that says what its time went to; None: no such pages."""
         import torch
 
+        from training.estimating.random_weights import random_weight
         from training.estimating.trial import Recipe, Trial, empty_dit
         from wan.memory.fp8 import Fp8Settings
         from wan.variants import Variant
@@ -53,8 +55,7 @@ class Bench:
         recipe = Recipe(variant=self.variant, dtype=torch.bfloat16, is_gpu=self.where.type == "cuda", fp8=fp8,
                         network_dim=rank, network_alpha=float(rank))
         torch.manual_seed(1)  # the same weights for the same model, so that losses of two rows can be compared
-        self.trial = Trial(recipe, lambda shape, dtype: torch.randn(shape, device=self.where, dtype=dtype) * 0.02,
-                           dit=empty_dit(recipe), device=self.where)
+        self.trial = Trial(recipe, partial(random_weight, device=self.where), dit=empty_dit(recipe), device=self.where)
         self.trial.make_optimizer()
         self._optimise()  # its state is there from the first row on
 

@@ -7,7 +7,7 @@
 
 A row makes a DiT of random weights and a dataset of two sizes (small films with sound, and cached features of random
 numbers, by the caches' own writer), and runs `training.build.train` on it as a user would: LoRA of rank 32, audio
-condition, everything else at its default but for `--compile`, of 40 steps too few to be compiled by themselves. After
+condition, everything else at its default but for `--compile`, since so few steps are not compiled by themselves. After
 the warm-up torch.profiler notes what the GPU does (kernels and copies): idle is the share of the time between the
 first and the last of it in which none runs. In the last steps torch.cuda.set_sync_debug_mode tells every call that has
 the host wait for the device, with its place. Each step ends with one read of a copy that was queued before; that is
@@ -38,13 +38,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
 
-from benchmarks.random_weights import SIZES, random_tensor  # noqa: E402
+from benchmarks.random_weights import SIZES  # noqa: E402
 from benchmarks.step_profile import device_intervals, gaps_by_length, idle_of  # noqa: E402
+from training.estimating.random_weights import random_weight  # noqa: E402
 
-WARM, PROFILED, WATCHED = 14, 16, 8
+WARM, PROFILED, WATCHED = 8, 12, 4
 """Steps before anything is measured, under the profiler, and with its calls watched."""
-CLIPS = 7
-"""Of each size: an epoch ends in the warm-up, one under the profiler and one while calls are watched."""
+CLIPS = 4
+"""Of each size: an epoch ends with the warm-up, one under the profiler and one with the last step."""
 IDLE_GOAL = 0.02
 STATES, WIDTH = 13, 768
 """Of wav2vec2-base."""
@@ -88,7 +89,7 @@ def write_weights(path: Path, row: Row) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device("meta"):
         shapes = WanDiT(Variant(**{**SIZES[row.task], "layers": row.layers})).state_dict()
-    save_file({key: random_tensor(key, one.shape, torch.bfloat16, device) for key, one in shapes.items()}, path)
+    save_file({key: random_weight(key, one.shape, torch.bfloat16, device).cpu() for key, one in shapes.items()}, path)
 
 
 def write_dataset(folder: Path, row: Row) -> Path:

@@ -15,9 +15,9 @@ import sys
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
 
 from tools.tiny.text import tokenizer_bytes  # noqa: E402
+from training.estimating.random_weights import random_weight  # noqa: E402
 
 SHARDS = 6
 _14B = {"dim": 5120, "ffn_dim": 13824, "layers": 40, "heads": 40, "out_channels": 16, "text_dim": 4096}
@@ -29,17 +29,6 @@ SIZES = {
     "t2v-14B": {**_14B, "in_channels": 16},
     "i2v-14B": {**_14B, "in_channels": 36, "has_image_branch": True, "image_dim": 1280},
 }
-
-
-def random_tensor(name: str, shape: torch.Size, dtype: torch.dtype, device: str) -> Tensor:
-    """Norm gains one, biases zero, everything else normal with a deviation that keeps activations near one."""
-    if name.endswith("bias"):
-        return torch.zeros(shape, dtype=dtype)
-    if name.endswith(("gamma", "norm.weight")) or ("norm" in name and len(shape) == 1):
-        return torch.ones(shape, dtype=dtype)
-    fan_in = shape[1:].numel() if len(shape) > 1 else 1
-    scale = 0.02 if "modulation" in name or "embedding" in name else min(0.7 * fan_in ** -0.5, 0.02)
-    return (torch.randn(shape, device=device) * scale).to(dtype).cpu()
 
 
 def parts(model: torch.nn.Module, count: int) -> Iterator[Mapping[str, torch.Size]]:
@@ -69,7 +58,7 @@ def write_dit(folder: Path, task: str, device: str) -> None:
     groups = list(parts(model, SHARDS))
     for number, shapes in enumerate(groups, 1):
         name = f"diffusion_pytorch_model-{number:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {key: random_tensor(key, shape, torch.bfloat16, device) for key, shape in shapes.items()}
+        tensors = {key: random_weight(key, shape, torch.bfloat16, device).cpu() for key, shape in shapes.items()}
         save_file(tensors, folder / name)
         index |= dict.fromkeys(shapes, name)
         print(f"  {name}", flush=True)
@@ -78,7 +67,7 @@ def write_dit(folder: Path, task: str, device: str) -> None:
 
 def write_pth(path: Path, shapes: Mapping[str, torch.Size], dtype: torch.dtype, device: str) -> None:
     """A plain state dict as torch.save writes it."""
-    torch.save({key: random_tensor(key, shape, dtype, device) for key, shape in shapes.items()}, path)
+    torch.save({key: random_weight(key, shape, dtype, device).cpu() for key, shape in shapes.items()}, path)
     print(f"  {path.name}", flush=True)
 
 

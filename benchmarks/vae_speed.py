@@ -37,11 +37,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.random_weights import random_tensor  # noqa: E402
 from benchmarks.records import Records  # noqa: E402
 from benchmarks.vae_bytes import bytes_moved  # noqa: E402
 from benchmarks.vae_profile import TOP, convolutions, profile  # noqa: E402
 from precompute.loading import usual_workers  # noqa: E402
+from training.estimating.random_weights import random_weight  # noqa: E402
 from wan.memory.vae_speed import VaeSpeed, kernels_tried, speed_up  # noqa: E402
 from wan.modules.vae import Vae  # noqa: E402
 from wan.modules.vae_coders import VaeShape  # noqa: E402
@@ -144,7 +144,7 @@ class Bench:
         torch.manual_seed(0)
         with torch.device("meta"):
             vae = Vae(self.shape)
-        state = {name: random_tensor(name, tensor.shape, FP32, self.device) for name, tensor in
+        state = {name: random_weight(name, tensor.shape, FP32, self.device) for name, tensor in
                  vae.state_dict().items()}
         vae.load_state_dict(state, assign=True)
         vae.requires_grad_(False).to(self.device, way.dtype)

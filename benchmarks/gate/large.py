@@ -7,16 +7,18 @@ LoRA (rank 32, every linear of the blocks) stands where both of its factors have
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.gate.gradients import Gradients, by_block, compared
 from benchmarks.gate.variants import REFERENCE, YARDSTICK, Variant
-from benchmarks.random_weights import SIZES, random_tensor
+from benchmarks.random_weights import SIZES
 from common.features import FeatureBatch
+from training.estimating.random_weights import random_weight
 from training.estimating.trial import Recipe, Trial, empty_dit
 from training.step import Draws
 from training.timesteps import TimestepSettings
@@ -72,9 +74,7 @@ class LargeStep:
                         network_alpha=float(size.rank))
         draws = torch.Generator(device).manual_seed(0)
         self.dit = empty_dit(recipe)
-        names = iter([name for name, _ in self.dit.named_parameters()])
-        self.trial = Trial(recipe, lambda shape, dtype: _random(next(names), shape, dtype, draws), dit=self.dit,
-                           device=device)
+        self.trial = Trial(recipe, partial(random_weight, device=device, draws=draws), dit=self.dit, device=device)
         self.products = [module for module in self.dit.modules() if type(module) is Fp8ProductLinear]
         for layer in self.trial.network.layers.values():
             for name, parameter in layer.named_parameters():
@@ -107,14 +107,6 @@ class LargeStep:
         vectors = by_block(network)  # waits for the device
         self.seconds = round(time.monotonic() - started, 2)
         return vectors
-
-
-def _random(name: str, shape: torch.Size, dtype: torch.dtype, draws: torch.Generator) -> Tensor:
-    """As `random_tensor` has it, made where it stays."""
-    if name.endswith("bias") or len(shape) == 1:
-        return random_tensor(name, shape, dtype, "cpu").to(draws.device)
-    scale = 0.02 if "modulation" in name or "embedding" in name else min(0.7 * shape[1:].numel() ** -0.5, 0.02)
-    return (torch.randn(shape, device=draws.device, generator=draws) * scale).to(dtype)
 
 
 def multiply(layers: Sequence[nn.Module], *, in_fp8: bool) -> None:

@@ -101,7 +101,7 @@ def test_real_tensors_take_what_was_estimated(recipe: Recipe) -> None:
     estimated = estimate_memory(recipe, batch())
     source = torch.Generator().manual_seed(1)
 
-    def make(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def make(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return (torch.randn(shape, generator=source) * 0.02).to(dtype)
 
     dit, every = empty_dit(recipe), range(TINY.layers)

@@ -116,7 +116,7 @@ def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = T
     dit = empty_dit(run)
     with _cheap_collections(), counted_fakes(recipe.is_gpu) as counter:
         steps = _Static(counter)
-        trial = Trial(run, lambda shape, dtype: torch.empty(shape, dtype=dtype), dit=dit, told=steps.note)
+        trial = Trial(run, lambda name, shape, dtype: torch.empty(shape, dtype=dtype), dit=dit, told=steps.note)
         batch = inputs.changed(fake_like)
         few = portions(trial.kinds()) if extrapolate else Portions(tuple(range(recipe.variant.layers)))
         trial.bucket.clear()

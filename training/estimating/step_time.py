@@ -6,6 +6,7 @@ here nothing is timed; then only the operations are told.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 import time
 
@@ -14,6 +15,7 @@ import torch
 from common.devices import free_memory
 from common.logs import get_logger
 from training.estimating.flops import flops
+from training.estimating.random_weights import random_weight
 from training.estimating.trial import Portions, Recipe, StepInputs, Trial, empty_dit
 
 log = get_logger(__name__)
@@ -24,8 +26,6 @@ MOST_MEASURED = 3
 KNOWN_RATE = 460e12
 KNOWN_RATE_NAME = ("460 TFLOP/s, what one H200 reached on 14B blocks at 480x832x81 with checkpointing (13.8 s for "
                    "6,372 TFLOP, bf16)")
-SCALE = 0.02
-"""Deviation of the random weights: results stay finite."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def measure(recipe: Recipe, few: Portions, inputs: StepInputs, device: torch.dev
 
 
 def _measured(recipe: Recipe, few: Portions, inputs: StepInputs, device: torch.device) -> Timing:
-    trial = Trial(recipe, lambda shape, dtype: (torch.randn(shape, device=device) * SCALE).to(dtype),
-                  dit=empty_dit(recipe), device=device, blocks=few.blocks)
+    trial = Trial(recipe, partial(random_weight, device=device), dit=empty_dit(recipe), device=device,
+                  blocks=few.blocks)
     trial.make_optimizer()
     assert trial.optimizer is not None
     optimizer = trial.optimizer

@@ -38,6 +38,8 @@ from wan.variants import Variant
 BASE_BLOCKS = 2
 """Blocks that every trial runs: the last ones, because memory peaks where the backward pass begins."""
 _ANY_DECAY = 0.5
+Make = Callable[[str, torch.Size, torch.dtype], Tensor]
+"""A weight by its name."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,11 @@ def portions(kinds: Sequence[Any]) -> Portions:
 class Trial:
     """Model, network, bucket and optimiser of a recipe, and its step on chosen blocks.
 
-    `make(shape, dtype)` gives the base's weights. Blocks outside `blocks` stay on the meta device and must not be run.
+    `make(name, shape, dtype)` gives the base's weights. Blocks outside `blocks` stay on the meta device and must not be
+    run.
     """
 
-    def __init__(self, recipe: Recipe, make: Callable[[torch.Size, torch.dtype], Tensor], *, dit: WanDiT,
+    def __init__(self, recipe: Recipe, make: Make, *, dit: WanDiT,
                  device: torch.device = torch.device("cpu"), blocks: set[int] | None = None,  # noqa: B008
                  told: Callable[[str], None] = lambda part: None) -> None:
         """`dit` is `empty_dit(recipe)`; `told` hears of each part as soon as it is there."""
@@ -250,15 +253,14 @@ def empty_dit(recipe: Recipe) -> WanDiT:
     return dit.eval().requires_grad_(False)
 
 
-def fill(dit: WanDiT, dtype: torch.dtype, make: Callable[[torch.Size, torch.dtype], Tensor],
-         blocks: set[int] | None) -> None:
+def fill(dit: WanDiT, dtype: torch.dtype, make: Make, blocks: set[int] | None) -> None:
     """Give every parameter numbers, those of left-out blocks excepted, and store them as loading does."""
     for name, parameter in list(dit.named_parameters()):
         if blocks is not None and name.startswith("blocks.") and int(name.split(".")[1]) not in blocks:
             continue
         path, _, last = name.rpartition(".")
         owner = dit.get_submodule(path)
-        value = make(parameter.shape, dtype)
+        value = make(name, parameter.shape, dtype)
         if isinstance(owner, Fp8Linear) and last == "weight":
             owner.store(value, dtype)
         else:

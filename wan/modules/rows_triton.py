@@ -161,4 +161,5 @@ def warps(block: int) -> int:
 
 def on_its_device(x: Tensor) -> AbstractContextManager[object]:
     """Kernels are started on the device that is current; on a CPU Triton interprets."""
-    return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
+    is_there = not x.is_cuda or x.get_device() == torch.cuda.current_device()
+    return nullcontext() if is_there else torch.cuda.device_of(x)
