@@ -31,6 +31,7 @@ from torch.nn import functional as F  # noqa: E402
 from benchmarks.records import Records  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.timebase import latent_frame_count  # noqa: E402
+from inference.decoding import decoded_chunks  # noqa: E402
 from inference.denoise import Sampling, denoise  # noqa: E402
 from inference.first_block import FirstBlock  # noqa: E402
 from inference.guidance import ClassifierFree, Pass  # noqa: E402
@@ -192,6 +193,12 @@ def forwards(bench: Bench) -> Iterator[Callable[[], Row]]:
     yield from (plain, without_constants, attached)
 
 
+def decode(vae: Vae, latents: Tensor) -> None:
+    """Frames to the host, as a generation gets them; there they are let go."""
+    for _ in decoded_chunks(vae, latents[0]):
+        pass
+
+
 def generations(bench: Bench) -> Iterator[Callable[[], Row]]:
     """A guided step, and a whole clip in four steps."""
     def guided() -> Row:
@@ -199,17 +206,13 @@ def generations(bench: Bench) -> Iterator[Callable[[], Row]]:
         return bench.row("one step, two passes (CFG)", lambda: denoise(
             velocity, bench.noise, Sampling("euler", 1, 5.0), guidance=ClassifierFree(5.0)))
 
-    def decode(latents: Tensor) -> None:
-        for part in bench.vae.decode_chunks(latents):
-            part.float().cpu()
-
     def decoding() -> Row:
-        return bench.row("decode, frames to the host", lambda: decode(bench.noise))
+        return bench.row("decode, frames to the host", lambda: decode(bench.vae, bench.noise))
 
     def clip() -> Row:
         velocity, sampling = bench.velocity(), Sampling("euler", len(TIMES), 5.0, TIMES)
         row = bench.row("clip, 4 steps, one pass, with decode", lambda: decode(
-            denoise(velocity, bench.noise, sampling, guidance=ClassifierFree(1.0))), repeats=min(bench.repeats, 2))
+            bench.vae, denoise(velocity, bench.noise, sampling, guidance=ClassifierFree(1.0))), repeats=min(bench.repeats, 2))
         bench.plain_clip = row.seconds
         return row
 
@@ -232,9 +235,7 @@ def fast(bench: Bench) -> Iterator[Callable[[], Row]]:
         velocity, sampling = bench.velocity(), Sampling("euler", len(TIMES), 5.0, TIMES)
 
         def made() -> None:
-            latents = denoise(velocity, bench.noise, sampling, guidance=ClassifierFree(1.0))
-            for part in bench.vae.decode_chunks(latents):
-                part.float().cpu()
+            decode(bench.vae, denoise(velocity, bench.noise, sampling, guidance=ClassifierFree(1.0)))
 
         row = bench.row(f"clip, 4 steps, one pass, with decode: fp8 products, compiled, {attention}", made,
                         repeats=min(bench.repeats, 2))
