@@ -211,8 +211,8 @@ def generations(bench: Bench) -> Iterator[Callable[[], Row]]:
 
     def clip() -> Row:
         velocity, sampling = bench.velocity(), Sampling("euler", len(TIMES), 5.0, TIMES)
-        row = bench.row("clip, 4 steps, one pass, with decode", lambda: decode(
-            bench.vae, denoise(velocity, bench.noise, sampling, guidance=ClassifierFree(1.0))), repeats=min(bench.repeats, 2))
+        row = bench.row("clip, 4 steps, one pass, with decode", lambda: decode(bench.vae, denoise(
+            velocity, bench.noise, sampling, guidance=ClassifierFree(1.0))), repeats=min(bench.repeats, 2))
         bench.plain_clip = row.seconds
         return row
 
