@@ -1,5 +1,6 @@
 """The device that work is done on, and what it took."""
 
+from contextlib import AbstractContextManager, nullcontext
 import time
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,14 @@ def sent(tensor: "Tensor", device: "torch.device | str") -> "Tensor":
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return (tensor if tensor.is_pinned() else tensor.contiguous().pin_memory()).to(device, non_blocking=True)
+
+
+def on_its_device(tensor: "Tensor") -> AbstractContextManager[object]:
+    """Inside, kernels of Triton are started on the tensor's device; nothing is to do where it is the current one."""
+    import torch
+
+    is_there = not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device()
+    return nullcontext() if is_there else torch.cuda.device_of(tensor)
 
 
 class Meter:

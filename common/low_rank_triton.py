@@ -1,9 +1,10 @@
 """The kernel of `common.low_rank` in Triton: each program adds a tile of the low-rank product to a tile of the base."""
 
-import torch
 from torch import Tensor
 import triton
 import triton.language as tl
+
+from common.devices import on_its_device
 
 ROWS, COLUMNS = 64, 128
 """Tile of a program."""
@@ -31,8 +32,7 @@ def add(base: Tensor, low: Tensor, up: Tensor, strength: float, out: Tensor) -> 
     rows, columns = base.shape
     rank = low.shape[1]
     grid = (triton.cdiv(columns, COLUMNS), triton.cdiv(rows, ROWS))
-    on_its_device = torch.cuda.device(base.device) if base.is_cuda else torch.no_grad()
-    with on_its_device:
+    with on_its_device(base):
         _add[grid](base, low.contiguous(), up.contiguous(), out, rows, columns, strength, rank=rank,
                    width=max(16, triton.next_power_of_2(rank)), height=ROWS, length=COLUMNS, num_warps=8)
     return out

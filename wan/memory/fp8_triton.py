@@ -10,9 +10,10 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
+from common.devices import on_its_device
 from wan.memory.fp8_rows import Format
 from wan.modules.block import CUBIC, TWO_SQRT_2_BY_PI
-from wan.modules.rows_triton import columns, normed_row, on_its_device, warps
+from wan.modules.rows_triton import columns, normed_row, warps
 
 FIRST = -TWO_SQRT_2_BY_PI / math.log(2)
 """Factor of x in the exponent of GELU, to the base 2."""

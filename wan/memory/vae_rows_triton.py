@@ -1,12 +1,12 @@
 """The kernel of `vae_rows` in Triton: one pass over a convolution's result for all that stands before the next one."""
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 import triton
 import triton.language as tl
+
+from common.devices import on_its_device
 
 if TYPE_CHECKING:
     from wan.memory.vae_rows import Pending, Wanted
@@ -60,7 +60,7 @@ def finish_rows(pending: "Pending", wanted: "Wanted", total: Tensor | None, copy
     clip_rows = frames * high * wide
     width = triton.next_power_of_2(channels)
     height = max(1, ELEMENTS // width)
-    with torch.cuda.device_of(conv) if conv.is_cuda else nullcontext():  # on a CPU: Triton's interpreter
+    with on_its_device(conv):
         # A place that is not read or written still needs a pointer.
         _finish[(triton.cdiv(batch * clip_rows, height),)](
             conv, conv if bias is None else bias, conv if skipped is None else skipped,

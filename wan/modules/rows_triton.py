@@ -1,11 +1,11 @@
 """The kernels of `rows` in Triton: each program holds one token, reads it once and writes its result."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 import triton
 import triton.language as tl
+
+from common.devices import on_its_device
 
 FEWEST_WARPS, NUMBERS_A_WARP = 4, 2048
 """Of a program: 4, and 8 from 16384 numbers on; the quickest of 8 to 64 numbers a thread in one run on an H200."""
@@ -157,9 +157,3 @@ def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, scales: Tenso
 def warps(block: int) -> int:
     """Warps of a program that holds `block` numbers; each thread reads 16 bytes at least."""
     return min(max(FEWEST_WARPS, block // NUMBERS_A_WARP), max(1, block // 256), 16)
-
-
-def on_its_device(x: Tensor) -> AbstractContextManager[object]:
-    """Kernels are started on the device that is current; on a CPU Triton interprets."""
-    is_there = not x.is_cuda or x.get_device() == torch.cuda.current_device()
-    return nullcontext() if is_there else torch.cuda.device_of(x)
