@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training.ahead import Ahead
@@ -41,6 +42,8 @@ class Passes:
         try:
             self._begun = _Begun(batch, self._learn(batch))
         except Exception as error:  # noqa: BLE001 - raised in its own step, behind the report of the one before
+            # Its frames hold what the pass kept for the backward one: looks at the run would have no room beside it.
+            traceback.clear_frames(error.__traceback__)
             self._begun = _Begun(batch, error)
 
     def of_step(self, batches: Ahead[Any], before_each: Callable[[], None]) -> tuple[list["BatchLoss"], int]:

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 import signal
 from typing import Any
+import weakref
 
 import pytest
 import torch
@@ -141,6 +142,28 @@ def test_an_error_of_a_pass_comes_behind_the_step_before_it() -> None:
         loop.run()
     assert one.order[-2:] == ["loss 3", "told 2"] and told.outcome is Outcome.FAILED
     assert loop.state.step == 2 and loop.state.batches_in_epoch == 2 and loop.is_between_steps
+
+
+def test_an_error_that_waits_for_its_turn_keeps_nothing_of_its_pass() -> None:
+    class Full(Quick):
+        def loss(self, batch: list[Tensor]) -> BatchLoss:
+            kept = torch.ones(4) * self.weight.sum()
+            if float(batch[0][0]) == 2.0:
+                held.append(weakref.ref(kept))
+                raise torch.OutOfMemoryError("out of memory")
+            return super().loss(batch)
+
+    class Looks(Told):
+        def on_step(self, run: Run, report: StepReport) -> None:
+            super().on_step(run, report)
+            alive.append([one() is not None for one in held])
+
+    held: list[weakref.ref[Tensor]] = []
+    alive: list[list[bool]] = []
+    one = Full([1.0, 2.0, 3.0])
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        loop_of(one, Looks(one), steps=3).run()
+    assert alive == [[False]], "a look at the run would have no room beside it"
 
 
 def test_a_refused_step_is_told_with_its_own_items_and_leaves_the_weights() -> None:
