@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from tests.training.preview_runs import models, write_prompts
 from tests.training.runs import prepare_data, settings, validations
 from training import train
-from training.callbacks import RunState
+from training.callbacks import Outcome, RunState
 from training.clips import EpochBatches
 from training.config import TrainConfig
 from training.estimating.compile_choice import Work, compiler_problem, settle_compile, verdict, work_of
@@ -124,6 +124,20 @@ def test_graphs_that_only_look_are_their_own() -> None:
     with torch.no_grad():
         told(log, report, (6, 1), (6, 0))
     assert report.late == 0 and set(report.made) == {Use(True, 1, 6), Use(False, 1, 6)}
+
+
+def test_looks_are_told_with_the_step_that_they_followed_and_the_last_ones_too() -> None:
+    log = GraphLog()
+    report = GraphReport(log)
+    told(log, report, (6, 2), (6, 1))
+    with torch.no_grad():
+        log.note(torch.zeros(1, 6, 4), 1)  # a measurement after step 2
+    log.note(torch.zeros(1, 6, 4), 0)
+    report.while_computing(NoRun(2))  # type: ignore[arg-type]
+    with torch.no_grad():
+        log.note(torch.zeros(1, 8, 4), 2)  # previews of the last step
+    report.on_end(NoRun(3), Outcome.FINISHED)  # type: ignore[arg-type]
+    assert report.made == {Use(True, 1, 6): {1: 2, 2: 1}, Use(False, 1, 6): {2: 1}, Use(False, 1, 8): {3: 2}}
 
 
 @pytest.mark.parametrize(("work", "is_on"), [

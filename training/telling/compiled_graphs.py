@@ -28,10 +28,14 @@ class GraphReport(Callback):
 
     def while_computing(self, run: Run) -> None:
         """Count what the step made: its passes are queued, and no pass of the next one is."""
+        self._count(run)
+
+    def _count(self, run: Run) -> None:
+        """Graphs since the last call: for training those of the step that is computed, others of looks before it."""
         uses, made = self.graphs.take()
         for use in uses:
             if made[use]:
-                self._note(use, made[use], run.state.step + 1)
+                self._note(use, made[use], run.state.step + use.is_training)
             self._steps[use] += 1
 
     def _note(self, use: Use, made: int, step: int) -> None:
@@ -45,7 +49,8 @@ class GraphReport(Callback):
             self._has_warned = True
 
     def on_end(self, run: Run, outcome: Outcome) -> None:
-        """Say what it came to."""
+        """Count what the last looks made, and say what it came to."""
+        self._count(run)
         if run.processes.is_main and (words := self.words):
             log.info("compiled blocks: %s", words)
 
