@@ -42,10 +42,10 @@ from benchmarks.random_weights import SIZES  # noqa: E402
 from benchmarks.step_profile import device_intervals, gaps_by_length, idle_of  # noqa: E402
 from training.estimating.random_weights import random_weight  # noqa: E402
 
-WARM, PROFILED, WATCHED = 8, 12, 4
+WARM, PROFILED, WATCHED = 8, 12, 5
 """Steps before anything is measured, under the profiler, and with its calls watched."""
-CLIPS = 4
-"""Of each size: an epoch ends with the warm-up, one under the profiler and one with the last step."""
+CLIPS = 3
+"""Of each size: an epoch ends in the warm-up, two under the profiler and one while calls are watched."""
 IDLE_GOAL = 0.02
 STATES, WIDTH = 13, 768
 """Of wav2vec2-base."""
