@@ -10,7 +10,7 @@ TOP = 60
 KINDS = (("attention, forward", ("fprop", "flash_fwd", "flash_attncuteflash_fwd")),
          ("attention, backward", ("bprop", "flash_bwd", "flash_attncuteflash_bwd", "dot_do_o", "convert_dq")),
          ("float8 products", ("qqtst", "e4m3")), ("passes between", ("triton",)), ("low-rank sums", ("_add",)),
-         ("norms and scaling by rows", ("_layer_norm", "_rms_norm", "_quantise")),
+         ("norms and scaling by rows", ("_layer_norm", "_rms_norm", "_gelu", "_quantise")),
          ("products", ("nvjet", "gemm", "cutlass")), ("copies", ("memcpy", "memset", "copy")))
 """Kinds of kernels by what stands in their names; the first that fits counts."""
 SHORT_GAPS = (5, 20, 100, 1000)
