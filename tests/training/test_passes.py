@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import timedelta
+import math
+import os
+from pathlib import Path
 import signal
 from typing import Any
 import weakref
@@ -10,13 +14,16 @@ import weakref
 import pytest
 import torch
 from torch import Tensor
+import torch.distributed as dist
+import torch.multiprocessing
 
 from tests.training.line import DATA, Constant, Line, Saves
 from training.callbacks import Callback, Outcome, Run, StepReport
 from training.guard import Guard, NonFiniteLoss
+from training.launch import together
 from training.loop import BatchLoss, Loop, LoopSettings
 from training.parallel import QueuedTotals
-from training.processes import Processes
+from training.processes import LostProcess, Processes
 from training.signals import Interrupted
 
 
@@ -62,9 +69,10 @@ class Told(Callback):
         self.outcome = outcome
 
 
-def loop_of(job: Quick, *callbacks: Callback, guard: Guard | None = None, fused: bool = True, **settings: Any) -> Loop:
+def loop_of(job: Quick, *callbacks: Callback, guard: Guard | None = None, fused: bool = True,
+            processes: Processes | None = None, **settings: Any) -> Loop:
     return Loop(job, optimizer=torch.optim.AdamW(job.parameters, lr=0.05, fused=fused), schedule=Constant(),
-                settings=LoopSettings(**settings), processes=Processes(), callbacks=callbacks, guard=guard)
+                settings=LoopSettings(**settings), processes=processes or Processes(), callbacks=callbacks, guard=guard)
 
 
 def test_the_next_pass_is_queued_before_the_figures_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,3 +216,61 @@ def test_a_part_that_has_no_batch_waits_for_its_turn() -> None:
     loop = loop_of(one, Told(one), steps=2, accumulation=2)
     loop.run()
     assert one.order == ["loss 1", "draw", "loss 2", "told 1", "draw", "told 2", "epoch"]
+
+
+def part_of(kind: type[Quick], rank: int, what: str) -> Quick:
+    """The part of one of two processes, of which the second has half as many batches or meets `what` in its third."""
+    class Part(kind):  # type: ignore[misc, valid-type]
+        count = 0
+
+        def batches(self, epoch: int, step: int, start: int) -> Any:
+            own = self._batches[rank::2]
+            yield from ([own[0], None, own[1], None] if what == "no batch" and rank else own)[start:]
+
+        def loss(self, batch: list[Tensor]) -> BatchLoss:
+            self.count += 1
+            found = super().loss(batch)
+            if not rank or self.count != 3:
+                return found
+            if what == "signal":
+                signal.raise_signal(signal.SIGTERM)
+            elif what == "error":
+                raise ValueError("broken")
+            factor = math.nan if what == "no number" else 1.0
+            return BatchLoss(found.total * factor, found.per_sample * factor, found.names)
+
+    job = Part(DATA)
+    job.batches_per_epoch = 4
+    return job
+
+
+def in_two_processes(rank: int, folder: str, what: str) -> None:
+    torch.set_num_threads(1)
+    for kind in (Quick, Slow):
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet{kind.__name__}", rank=rank, world_size=2,
+                                timeout=timedelta(seconds=20))
+        job, kept, processes = part_of(kind, rank, what), Kept(), Processes(rank, 2)
+        loop = loop_of(job, kept, processes=processes, steps=7)
+        end = "finished"
+        try:
+            with together(processes):
+                loop.run()
+        except (Interrupted, NonFiniteLoss, LostProcess, ValueError) as error:
+            end = f"{type(error).__name__}: {error}"
+        Path(folder, f"{kind.__name__}{rank}.txt").write_text(
+            f"{end}\n{loop.state} {loop.is_between_steps} {kept.reports} {job.weight.tolist()}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent as POSIX sends them")
+@pytest.mark.parametrize(("what", "ends"), [
+    ("nothing", ["finished"] * 2), ("no batch", ["finished"] * 2), ("signal", ["Interrupted: SIGTERM"] * 2),
+    ("no number", ["NonFiniteLoss: step 3"] * 2),
+    ("error", ["LostProcess: process 1: ValueError", "ValueError: broken"]),
+])
+def test_two_processes_end_as_with_passes_in_their_turn(tmp_path: Path, what: str, ends: list[str]) -> None:
+    torch.multiprocessing.spawn(in_two_processes, (str(tmp_path), what), nprocs=2)
+    quick, slow = ([(tmp_path / f"{kind.__name__}{rank}.txt").read_text() for rank in range(2)]
+                   for kind in (Quick, Slow))
+    assert quick == slow
+    assert all(text.startswith(end) for text, end in zip(quick, ends, strict=True)), quick
