@@ -210,7 +210,11 @@ class Callback:
         """Before the first step."""
 
     def on_step(self, run: Run, report: StepReport) -> None:
-        """After every optimiser step."""
+        """After every optimiser step.
+
+        The next step's first passes may be queued already: what is changed here of weights, modes or settings comes too
+        late for them, and the gradients are theirs.
+        """
 
     def while_computing(self, run: Run) -> None:
         """Once in every step, while the device still computes it: for work that nobody waits for, such as pictures.
