@@ -227,6 +227,16 @@ def test_what_else_takes_the_rows_gets_them() -> None:
         active = gelu_by_sigmoid(x.view(2, 3, 32))
         return *quantise_rows(active.flatten(0, 1)), active.flatten(0, 1) @ x.t(), active + 1, active
 
+    def active_in_two_shapes(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        active = gelu_by_sigmoid(x)
+        return *quantise_rows(active.view(12, 16)), *quantise_rows(active), *quantise_rows(active), active.view(3, 64)
+
+    def active_and_changed(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        active = gelu_by_sigmoid(x)
+        rows = quantise_rows(active)
+        active.add_(1)
+        return *rows, active
+
     def half_of_gelu(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         return *quantise_rows(gelu_by_sigmoid(x)), x.float() * 2
 
@@ -239,6 +249,8 @@ def test_what_else_takes_the_rows_gets_them() -> None:
     assert passed(two_shapes, X, WEIGHT)[1] == {"norm_and_eight_bits": 1, "quantise_rows": 1}
     assert passed(active_too, X, WEIGHT)[1] == {"gelu_and_eight_bits": 1}
     assert passed(active_in_the_middle, X, WEIGHT)[1] == {"gelu_and_eight_bits": 1}
+    assert passed(active_in_two_shapes, X, WEIGHT)[1] == {"gelu_and_eight_bits": 1, "quantise_rows": 1}
+    assert passed(active_and_changed, X, WEIGHT)[1] == {"gelu_and_eight_bits": 1}
     assert passed(half_of_gelu, X, WEIGHT)[1] == {"gelu_to_eight_bits": 1}
     assert passed(gelu_in_the_middle, X, WEIGHT)[1] == {"gelu_to_eight_bits": 1}
 
