@@ -122,7 +122,9 @@ def test_recorded_graphs_give_the_gradients_of_unrecorded_ones(policy: Any) -> N
             found[mode] += [loss.detach().clone(), *(one.clone() for one in torch.autograd.grad(loss, wanted))]
             with torch.no_grad():  # between two steps, as previews do
                 found[mode].append(dit(latents.cuda(), *rest).clone())
-    assert all(map(torch.equal, found[None], found["reduce-overhead"]))
+    for one, other in zip(found["reduce-overhead"], found[None], strict=True):
+        # Two unrecorded runs differ by up to 8e-5 of the largest number: some sums have no fixed order there.
+        torch.testing.assert_close(one, other, rtol=0, atol=5e-4 * float(other.abs().max()))
 
 
 def test_blocks_share_a_graph_and_the_second_step_makes_none() -> None:
