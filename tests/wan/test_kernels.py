@@ -1,4 +1,4 @@
-"""Every kernel compiles for an H100 and reads and writes sixteen bytes at a time; no GPU is needed for that."""
+"""Every kernel compiles for an H100 and reads and writes without gaps; no GPU is needed for that."""
 
 from pathlib import Path
 import re
@@ -19,8 +19,8 @@ def compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-def machine_code(kernel: Any, arguments: dict[str, str], constants: dict[str, Any], warps: int) -> str:
-    """PTX of a kernel for arguments of these types; pointers, and numbers named in `columns`, are multiples of 16."""
+def compiled(kernel: Any, arguments: dict[str, str], constants: dict[str, Any], warps: int) -> dict[str, Any]:
+    """Forms of a kernel, down to PTX, for arguments of these types; pointers, and numbers named in `columns`, are multiples of 16."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -30,7 +30,16 @@ def machine_code(kernel: Any, arguments: dict[str, str], constants: dict[str, An
                   if kind.startswith("*") or name == "columns"}
     source = ASTSource(kernel, {name: arguments.get(name, "constexpr") for name in names},
                        {(names.index(name),): value for name, value in constants.items()}, attributes)
-    return str(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}).asm["ptx"])
+    forms: dict[str, Any] = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}).asm
+    return forms
+
+
+def neighbours(forms: dict[str, Any]) -> int:
+    """Numbers of a row that lie side by side in a thread; all tensors of the kernel are laid out so."""
+    plan = forms["ttgir"]
+    (count,) = re.findall(r"sizePerThread = \[(\d+)\]", plan)[:1]
+    assert "convert_layout" not in plan
+    return int(count)
 
 
 def is_wide(code: str) -> bool:
@@ -53,34 +62,36 @@ def test_norms_by_rows(name: str, more: dict[str, str], constants: dict[str, Any
     from wan.modules import rows_triton
 
     block = triton.next_power_of_2(width)
-    code = machine_code(getattr(rows_triton, name), {**NORM, **more}, {"width": width, "block": block, **constants},
-                        rows_triton.warps(block))
-    assert is_wide(code)
+    forms = compiled(getattr(rows_triton, name), {**NORM, **more}, {"width": width, "block": block, **constants},
+                     rows_triton.warps(block))
+    assert neighbours(forms) == 4 and "ld.global.v4.b32" in forms["ptx"], "float32 weights by 16 bytes"
 
 
 @pytest.mark.parametrize("width", [*WIDTHS, 8960, 13824])
-@pytest.mark.parametrize(("name", "more", "constants"), [
-    ("_quantise", {}, {}),
-    ("_gelu", {"first": "fp32", "third": "fp32"}, {}),
+@pytest.mark.parametrize(("name", "more", "constants", "together"), [
+    ("_quantise", {}, {}, 8),
+    ("_gelu", {"kept": HALF, "first": "fp32", "third": "fp32"}, {"keeps": True}, 8),
     ("_layer_norm", {"weight": FULL, "shift": FULL, "normed": HALF, "means": FULL, "deviations": FULL,
-                     "token_rows": "i32", "eps": "fp32"}, {"has_shift": True, "keeps": True})])
-def test_rows_in_eight_bits(name: str, more: dict[str, str], constants: dict[str, Any], width: int) -> None:
+                     "token_rows": "i32", "eps": "fp32"}, {"has_shift": True, "keeps": True}, 4)])
+def test_rows_in_eight_bits(name: str, more: dict[str, str], constants: dict[str, Any], together: int, width: int
+                            ) -> None:
     from wan.memory import fp8_triton
     from wan.modules.rows_triton import warps
 
     block = triton.next_power_of_2(width)
     arguments = {"x": HALF, "out": EIGHT, "scales": FULL, "factor": FULL, "largest": "fp32", "smallest": "fp32"}
-    code = machine_code(getattr(fp8_triton, name), {**arguments, **more},
-                        {"width": width, "block": block, "has_factor": True, **constants}, warps(block))
-    assert is_wide(code) and "e4m3x2" in code
+    forms = compiled(getattr(fp8_triton, name), {**arguments, **more},
+                     {"width": width, "block": block, "has_factor": True, **constants}, warps(block))
+    assert neighbours(forms) == together and "e4m3x2" in forms["ptx"] and "ld.global.v4.b32" in forms["ptx"]
 
 
 @pytest.mark.parametrize("rank", [32, 256])
 def test_low_rank_sums(rank: int) -> None:
     from common.low_rank_triton import COLUMNS, ROWS, _add
 
-    code = machine_code(_add, {"base": HALF, "low": HALF, "up": HALF, "out": HALF, "rows": "i32", "columns": "i32",
-                               "strength": "fp32"}, {"rank": rank, "width": rank, "height": ROWS, "length": COLUMNS}, 8)
+    code = compiled(_add, {"base": HALF, "low": HALF, "up": HALF, "out": HALF, "rows": "i32", "columns": "i32",
+                           "strength": "fp32"}, {"rank": rank, "width": rank, "height": ROWS, "length": COLUMNS},
+                    8)["ptx"]
     assert is_wide(code) and ("mma" in code)
 
 
@@ -92,4 +103,4 @@ def test_passes_of_the_vae() -> None:
                  "writes_total": True, "writes_copy": True}
     arguments = dict.fromkeys(("conv", "bias", "skipped", "gamma", "total", "copy"), HALF)
     numbers = dict.fromkeys(("rows", "clip_rows", "room_rows", "high", "wide"), "i32")
-    assert is_wide(machine_code(_finish, {**arguments, **numbers, "scale": "fp32"}, constants, 4))
+    assert is_wide(compiled(_finish, {**arguments, **numbers, "scale": "fp32"}, constants, 4)["ptx"])
