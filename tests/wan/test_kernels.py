@@ -20,7 +20,10 @@ def compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compiled(kernel: Any, arguments: dict[str, str], constants: dict[str, Any], warps: int) -> dict[str, Any]:
-    """Forms of a kernel, down to PTX, for arguments of these types; pointers, and numbers named in `columns`, are multiples of 16."""
+    """Forms of a kernel, down to PTX, for arguments of these types.
+
+    Pointers, and numbers named in `columns`, are multiples of 16.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
