@@ -47,8 +47,9 @@ torch.library.register_autograd(f"{NAMESPACE}::add_low_rank", _backward, setup_c
 
 def low_rank_gradients(gradient: Float[Tensor, "M O"], low: Float[Tensor, "M r"], up: Float[Tensor, "O r"],
                        strength: float) -> tuple[Float[Tensor, "M r"], Float[Tensor, "O r"]]:
-    """Gradients of `low` and `up`."""
-    return gradient @ up * strength, gradient.t() @ low * strength
+    """Gradients of `low` and `up`; a strength of 1 costs no pass."""
+    of_low, of_up = gradient @ up, gradient.t() @ low
+    return (of_low, of_up) if strength == 1 else (of_low * strength, of_up * strength)
 
 
 def add_low_rank_in_place(base: Float[Tensor, "M O"], low: Float[Tensor, "M r"], up: Float[Tensor, "O r"],

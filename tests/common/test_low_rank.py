@@ -5,8 +5,9 @@ import sys
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from common.low_rank import add_low_rank, add_low_rank_in_place, why_not
+from common.low_rank import add_low_rank, add_low_rank_in_place, low_rank_gradients, why_not
 from tests.interpreted import needs_triton, run_interpreted
 
 SIZES = [(70, 200, 32), (64, 128, 4), (3, 257, 20), (130, 16, 64), (5, 7, 255)]
@@ -76,3 +77,13 @@ def test_the_kernel_does_what_torch_does_under_the_interpreter(tmp_path: Path) -
     code = ("import torch; from tests.common.test_low_rank import kernel_equals_torch; "
             "kernel_equals_torch('cpu', torch.float16)")
     run_interpreted(code, tmp_path)
+
+
+@pytest.mark.parametrize(("strength", "passes"), [(1.0, 0), (0.5, 2)])
+def test_a_strength_of_one_costs_no_pass_backward(strength: float, passes: int) -> None:
+    gradient, low, up = torch.randn(6, 8), torch.randn(6, 2), torch.randn(8, 2)
+    traced = make_fx(lambda *given: low_rank_gradients(*given, strength))(gradient, low, up)
+    assert sum(node.target is torch.ops.aten.mul.Tensor for node in traced.graph.nodes) == passes
+    for one, other in zip(traced(gradient, low, up), (gradient @ up * strength, gradient.t() @ low * strength),
+                          strict=True):
+        assert torch.equal(one, other)
