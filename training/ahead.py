@@ -59,7 +59,7 @@ class EpochsAhead(Generic[Item]):
     """Epochs of items, one open at a time: the next one may be opened as soon as the last item of one is taken."""
 
     def __init__(self, batches: Callable[[int, int, int], Generator[Item, None, None]]) -> None:
-        """`batches` gives an epoch's items (`training.loop.Job.batches`)."""
+        """`batches` gives an epoch's items (`training.passes.Job.batches`)."""
         self._batches = batches
         self._place: tuple[int, int, int] | None = None
         self._open: Ahead[Item] | None = None

@@ -18,8 +18,8 @@ from networks.ema import Ema
 from networks.network import Network
 from training.corruption import corrupted_prefix
 from training.drawn import Place, dropped, prefix_counts, with_dropouts, with_prefix
-from training.loop import BatchLoss
 from training.loss import empty_masks
+from training.passes import BatchLoss
 from training.regions import RegionWeights
 from training.showing import Showing
 from training.step import Draws, StepBatch, StepResult, VelocityFunction, draw, seed_dropouts, training_step
@@ -99,7 +99,7 @@ class ReadyBatch:
 
 
 class VideoJob:
-    """A `training.loop.Job`: batches of cached clips, the flow-matching loss of the DiT on them."""
+    """A `training.passes.Job`: batches of cached clips, the flow-matching loss of the DiT on them."""
 
     def __init__(self, dit: WanDiT, network: Network, settings: JobSettings, *,
                  epoch_batches: Callable[[int, int], Generator[LoadedBatch | None, None, None]],

@@ -1,6 +1,6 @@
 """The training loop: epochs, accumulation, clipping, steps and callbacks, for any model and any data."""
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 import math
@@ -10,67 +10,15 @@ import time
 from typing import Any, NoReturn, Protocol
 
 import torch
-from torch import Tensor
 
 from training.ahead import Ahead, EpochsAhead
 from training.callbacks import Callback, Outcome, RunState, StepReport, ValidationReport, end_all
 from training.guard import ExplodedLoss, Guard, NonFiniteLoss
 from training.optimizers import current_rates, step_unless
 from training.parallel import GradientBucket, StepTotals
-from training.passes import Passes
+from training.passes import BatchLoss, Job, Passes
 from training.processes import LostProcess, Processes
 from training.signals import Interrupted, StopWish
-
-
-@dataclass(frozen=True)
-class BatchLoss:
-    """Result of one forward pass."""
-
-    total: Tensor
-    """Sum of the samples' weighted losses, a scalar with its graph."""
-    per_sample: Tensor
-    """`B` losses, detached."""
-    names: tuple[str, ...]
-    """The samples, as a user knows them."""
-    sigmas: tuple[float, ...] = ()
-    """Noise level of each sample, drawn on the CPU; empty where the job has none to tell."""
-    hint: Callable[[], str] = str
-    """Asked where a loss is no number: why, in a sentence, where the job knows."""
-
-
-class Job(Protocol):
-    """What is trained: it knows the model and the data, the loop does not."""
-
-    parameters: Sequence[torch.nn.Parameter]
-    batches_per_epoch: int
-    """Of the first epoch; the same on every process."""
-
-    def epoch_length(self, step: int) -> int:
-        """Batches of an epoch that begins after `step` optimiser steps; the same on every process."""
-
-    def batches(self, epoch: int, step: int, start: int) -> Generator[Any, None, None]:
-        """This process's batches of `epoch` (from 1), beginning with number `start`; None where it has none.
-
-        The epoch began after `step` optimiser steps: phases hang on that, and not on the step of batch `start`.
-
-        They are asked for ahead of their turn, so that the host's work on one (reading, draws, its way to the device)
-        is done while the device still computes; an epoch's first one while the last step of the epoch before is
-        computed, and so before what callbacks do between the two. So none of it may touch the weights or torch's global
-        generators, or hang on a state of the job, and nothing is done before the first batch is asked for.
-        """
-
-    def loss(self, batch: Any) -> BatchLoss:
-        """Forward pass of one batch that is not None."""
-
-    @property
-    def works_after_step(self) -> bool:
-        """Whether `after_step` has anything to do.
-
-        Where not, the next step's first pass may be queued before this step's figures are known.
-        """
-
-    def after_step(self) -> None:
-        """Work on the weights after an optimiser step (norm limits)."""
 
 
 class Schedule(Protocol):

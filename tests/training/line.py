@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from training.callbacks import AudioGap, Callback, LevelFigures, Run, RunState, StepReport, ValidationReport
-from training.loop import BatchLoss, Loop, LoopSettings
+from training.loop import Loop, LoopSettings
+from training.passes import BatchLoss
 from training.processes import Processes
 
 DATA = [0.3, -1.2, 0.7, 2.0, -0.4, 0.9, 1.1, -0.6]

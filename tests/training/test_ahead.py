@@ -13,10 +13,10 @@ from tests.training.test_job import batch, job, loss_of
 from training.ahead import Ahead
 from training.callbacks import Callback, Run
 from training.guard import NonFiniteLoss
-from training.loop import BatchLoss
 from training.loss import empty_masks
 from training.optimizers import build_optimizer, is_fused_by_default
 from training.parallel import GradientBucket
+from training.passes import BatchLoss
 from training.processes import Processes
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.training.line import DATA, Line, Saves, fit, go_on, loop_of
 from training.callbacks import Callback, Outcome, Run, StepReport
-from training.loop import BatchLoss
+from training.passes import BatchLoss
 from training.prefetch import prefetched
 from training.signals import Interrupted
 

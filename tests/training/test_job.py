@@ -15,7 +15,7 @@ from networks.layer import Dropouts
 from networks.lora_wan import create_network
 from tests.tiny_dit import tiny_dit
 from training.job import JobSettings, VideoJob, with_first_frame_shown
-from training.loop import BatchLoss
+from training.passes import BatchLoss
 from training.timesteps import TimestepSettings
 from wan.conditions.omniavatar_add import OmniAvatarAdd, OmniAvatarSettings
 

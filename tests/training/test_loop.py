@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tests.training.line import DATA, Constant, Line, fit
 from training.callbacks import Callback, Outcome, Run, RunState, StepReport
 from training.checkpoints import CheckpointPlan, Checkpoints
-from training.loop import BatchLoss, Loop, LoopSettings, NonFiniteLoss
+from training.loop import Loop, LoopSettings, NonFiniteLoss
+from training.passes import BatchLoss
 from training.processes import Processes
 from training.telling.reports import ProgressLine, StepLog
 

@@ -22,8 +22,9 @@ from training.keeping.raw_weights import RawWeights
 from training.keeping.state_keeper import StateKeeper, StatePlan
 from training.launch import together
 from training.looking import preview_clips
-from training.loop import BatchLoss, Loop, LoopSettings
+from training.loop import Loop, LoopSettings
 from training.parallel import StepTotals
+from training.passes import BatchLoss
 from training.processes import LostProcess, Processes, exchanging
 
 

@@ -10,8 +10,8 @@ from tests.training.line import DATA, Line, Saves, fit, go_on
 from tests.training.test_validation import fit as fit_video
 from tests.training.test_validation import real_job
 from training.clips import EpochBatches
-from training.loop import BatchLoss
 from training.parallel import GradientBucket
+from training.passes import BatchLoss
 from training.processes import Processes
 from training.step import draw
 from training.telling.noise_levels import BINS, PICTURE, NoiseLevels, bin_of

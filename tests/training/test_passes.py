@@ -21,8 +21,9 @@ from tests.training.line import DATA, Constant, Line, Saves
 from training.callbacks import Callback, Outcome, Run, StepReport
 from training.guard import Guard, NonFiniteLoss
 from training.launch import together
-from training.loop import BatchLoss, Loop, LoopSettings
+from training.loop import Loop, LoopSettings
 from training.parallel import QueuedTotals
+from training.passes import BatchLoss
 from training.processes import LostProcess, Processes
 from training.signals import Interrupted
 

@@ -18,7 +18,8 @@ from tests.training.line import Constant
 from training.callbacks import Callback, Run, RunState, StepReport
 from training.clips import EpochBatches
 from training.job import JobPhase, JobSettings, ReadyBatch, VideoJob, phase_at
-from training.loop import BatchLoss, Loop, LoopSettings
+from training.loop import Loop, LoopSettings
+from training.passes import BatchLoss
 from training.phases import Phase, PhaseLines, cuts, describe, epochs_of, job_phases, largest_batch
 from training.processes import Processes
 from training.showing import Showing

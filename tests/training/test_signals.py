@@ -18,7 +18,8 @@ from tests.training.line import DATA, Constant, Line, fit
 from training.callbacks import Callback, Outcome, Run, StepReport
 from training.guard import ExplodedLoss, Guard
 from training.keeping.snapshot import Snapshot
-from training.loop import BatchLoss, Loop, LoopSettings
+from training.loop import Loop, LoopSettings
+from training.passes import BatchLoss
 from training.processes import Processes
 from training.signals import Interrupted, StopWish
 
