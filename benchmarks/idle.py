@@ -1,6 +1,6 @@
 """How long the GPU has nothing to do in a real training, what makes the host wait, and what is compiled when.
 
-    python -m benchmarks.idle RESULTS_DIR                        # 1.3B, compiled, 81 frames; 2 to 3 min on an H200
+    python -m benchmarks.idle RESULTS_DIR                        # 1.3B, compiled, 81 frames; 2 min on an H200
     python -m benchmarks.idle RESULTS_DIR --only "short"         # clips so short that the host may be the slower one
     python -m benchmarks.idle RESULTS_DIR --only "short, CUDA graphs"   # the same with recorded graphs; 100 s
     python -m benchmarks.idle RESULTS_DIR --tiny                 # a minute on a CPU, where idle time is not measured

@@ -58,7 +58,7 @@ class StepReport:
     learning_rates: Mapping[str, float]
     """In effect for each named group of parameters."""
     seconds: float
-    """Wall time of the step, its data included."""
+    """Wall time from the callbacks of the step before to these: data included, and what of the next step was begun."""
     samples: int
     is_state_due: bool = False
     """Whether the first process wants the state saved now (by the clock, or because a file `save` asked for it)."""

@@ -8,8 +8,8 @@ def random_weight(name: str, shape: torch.Size, dtype: torch.dtype, device: torc
                   draws: torch.Generator | None = None) -> Tensor:
     """Gains of norms one, biases zero, the rest normal with a deviation that keeps activations near one.
 
-    So attention differs from key to key, as with trained weights. Numbers near zero take less power, and a GPU that
-    is held back by its power then runs faster than a user's.
+    So attention differs from key to key, as with trained weights: a GPU that is held back by its power may run faster
+    on numbers near zero.
     """
     if name.endswith("bias"):
         return torch.zeros(shape, dtype=dtype, device=device)
