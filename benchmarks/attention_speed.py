@@ -12,6 +12,7 @@ attention (float64) on 2048 tokens of 4 heads. Appends a line a row to RESULTS/s
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 import sys
 import time
@@ -20,7 +21,8 @@ from typing import Any
 from benchmarks.records import Records, finish
 
 SHAPES = ((40, 32760, 32760, 1), (40, 6300, 6300, 1), (12, 32760, 32760, 1), (40, 32760, 512, 1), (40, 32760, 512, 4),
-          (40, 32760, 512, 8), (40, 6300, 512, 1), (40, 6300, 512, 4))
+          (40, 32760, 512, 8), (40, 6300, 512, 1), (40, 6300, 512, 4), (12, 32760, 512, 1), (12, 32760, 512, 14),
+          (40, 32760, 257, 1), (40, 32760, 257, 6))
 """Heads, queries, keys, parts of the queries."""
 TINY = ((2, 64, 64, 1), (2, 64, 16, 4))
 ROUNDS = 10
@@ -29,13 +31,9 @@ HEAD = 128
 
 def attend_in_parts(q: Any, k: Any, v: Any, parts: int, backend: str) -> Any:
     """Attention with the queries of a sample in `parts` beside each other, each with all keys."""
-    from wan.modules.attention import attend
+    from wan.modules.attention import attend, in_parts
 
-    if parts == 1:
-        return attend(q, k, v, backend=backend)
-    cut = q.reshape(parts, -1, *q.shape[2:])
-    keys, values = (one.expand(parts, -1, -1, -1).contiguous() for one in (k, v))
-    return attend(cut, keys, values, backend=backend).reshape(q.shape)
+    return in_parts(partial(attend, backend=backend), q, k, v, parts)
 
 
 def measure(backend: str, shape: tuple[int, int, int, int], where: Any, *, trains: bool) -> dict[str, Any]:

@@ -17,6 +17,10 @@ Backend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 HALF = (torch.bfloat16, torch.float16)
 FEW_KEYS = 4096
 """Below this many keys (text, pictures, short clips) cuDNN's kernel is as fast as the packages' (measured, H200)."""
+KEYS_A_PROGRAM, BUSY = 128, 640
+"""cuDNN's backward pass has a program for each head and so many keys; fewer than `BUSY` leave an H200 partly idle."""
+MOST_PARTS, SHORTEST_PART = 16, 512
+"""Of the queries of a sample, in `in_parts`."""
 
 
 def attend(q: Float[Tensor, "B L N K"], k: Float[Tensor, "B S N K"], v: Float[Tensor, "B S N K"],
@@ -89,9 +93,37 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is not None:
         return _forced(SDPBackend.CUDNN_ATTENTION)(q, k, v, lengths)
     needs_backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    out: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, needs_backward)[0]
-    return out.transpose(1, 2)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, needs_backward)[0]
+        return out.transpose(1, 2)
+
+    # Compiled, keys and values are repeated when the backward pass begins; else their copies would be kept until then.
+    if needs_backward and torch.compiler.is_compiling():
+        return in_parts(run, q, k, v, parts_of(q, k))
+    return run(q, k, v)
+
+
+def parts_of(q: Float[Tensor, "B L N K"], k: Float[Tensor, "B S N K"]) -> int:
+    """How many parts the queries of a sample are cut into, so that attention to few keys (text, pictures) has enough to
+    do at once in its backward pass: the least that divides them evenly and suffices, or else the most.
+    """
+    samples, length, heads, _ = q.shape
+    programs = samples * heads * -(-k.shape[1] // KEYS_A_PROGRAM)
+    wanted = min(-(-BUSY // programs), MOST_PARTS, length // SHORTEST_PART)
+    even = [count for count in range(1, MOST_PARTS + 1) if length % count == 0]
+    return next((count for count in even if count >= wanted), even[-1])
+
+
+def in_parts(run: Callable[[Tensor, Tensor, Tensor], Tensor], q: Float[Tensor, "B L N K"], k: Float[Tensor, "B S N K"],
+             v: Float[Tensor, "B S N K"], parts: int) -> Float[Tensor, "B L N K"]:
+    """`run` with the queries of a sample as `parts` samples, each with all keys: the same numbers, more at once."""
+    if parts == 1:
+        return run(q, k, v)
+    cut = q.unflatten(1, (parts, -1)).flatten(0, 1)
+    keys, values = (one[:, None].expand(-1, parts, -1, -1, -1).flatten(0, 1) for one in (k, v))
+    return run(cut, keys, values).unflatten(0, (len(q), parts)).flatten(1, 2)
 
 
 def _for_many_keys(run: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Backend:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from tests.tiny_dit import tiny_dit, tiny_inputs
-from wan.modules.attention import BACKENDS, attend
+from wan.modules.attention import BACKENDS, attend, in_parts, parts_of
 from wan.modules.attention_names import ONLY_FORWARD, TRAINING
 
 
@@ -55,3 +55,53 @@ def test_the_dit_uses_the_back_end_that_was_set() -> None:
 
 def test_the_table_names_its_back_ends() -> None:
     assert set(BACKENDS) == {*TRAINING, *ONLY_FORWARD}
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_queries_in_parts_give_the_same_numbers(samples: int) -> None:
+    """The output and every gradient, those of the shared keys and values too."""
+    given = [torch.randn(samples, count, 3, 8, dtype=torch.float64) for count in (12, 7, 7)]
+    slope = torch.randn_like(given[0])
+
+    def numbers(parts: int) -> list[Tensor]:
+        q, k, v = (one.clone().requires_grad_() for one in given)
+        out = in_parts(attend, q, k, v, parts)
+        return [out, *torch.autograd.grad(out, (q, k, v), slope)]
+
+    for found, expected in zip(numbers(4), numbers(1), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-13, rtol=1e-13)
+
+
+@pytest.mark.parametrize(("samples", "heads", "queries", "keys", "expected"), [
+    (1, 40, 32760, 512, 4), (1, 40, 6300, 512, 4), (1, 12, 32760, 512, 14), (1, 40, 32760, 257, 6),
+    (2, 40, 32760, 512, 2), (8, 40, 6300, 512, 1), (1, 40, 32760, 32760, 1),
+    (1, 40, 1560, 512, 3), (1, 40, 400, 512, 1), (1, 40, 6301, 512, 1),  # short ones, and a prime number
+])
+def test_attention_to_few_keys_is_cut_into_even_parts(samples: int, heads: int, queries: int, keys: int,
+                                                      expected: int) -> None:
+    q, k = (torch.empty(samples, count, heads, 128, device="meta") for count in (queries, keys))
+    assert parts_of(q, k) == expected
+    assert queries % expected == 0
+
+
+def test_compiled_parts_keep_keys_and_values_once() -> None:
+    """What waits for the backward pass is as much as without parts: the copies are made again."""
+    def kept(parts: int) -> int:
+        x, weight = torch.randn(1, 64, 16), torch.randn(16, 16, requires_grad=True)
+        total = 0
+
+        def count(one: Tensor) -> Tensor:
+            nonlocal total
+            total += one.numel()
+            return one
+
+        def block(x: Tensor, weight: Tensor) -> Tensor:
+            q, k, v = ((one @ weight).unflatten(-1, (2, 8)) for one in (x, x[:, :32], x[:, 32:]))
+            return (in_parts(attend, q, k, v, parts).flatten(2) @ weight).square().mean()
+
+        torch._dynamo.reset()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda one: one):
+            torch.compile(block, backend="aot_eager_decomp_partition", fullgraph=True)(x, weight)
+        return total
+
+    assert kept(4) == kept(1)
