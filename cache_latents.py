@@ -1,6 +1,7 @@
 """Encode videos and pictures with the VAE (and CLIP) into the cache: `python cache_latents.py --help`."""
 
 from common.config import parse, to_toml
+from common.devices import grow_memory_in_place
 from common.errors import run
 from common.launch import start_missing_processes
 from common.logs import get_logger, setup_logging
@@ -17,6 +18,7 @@ What is fresh is skipped. Exit code 1 when anything failed; the others are kept.
 def main() -> int:
     """Parse, print the settings, encode."""
     setup_logging()
+    grow_memory_in_place()
     if (code := start_missing_processes()) is not None:
         return code
     settings = parse(LatentSettings, prog="cache_latents.py", description=LatentSettings.__doc__ or "", epilog=EXAMPLES,

@@ -1,6 +1,7 @@
 """Generate video from a prompt, pictures and a sound."""
 
 from common.config import parse
+from common.devices import grow_memory_in_place
 from common.errors import run
 from common.logs import setup_logging
 from inference.foreign import FOREIGN
@@ -36,6 +37,7 @@ exit code: 0 all done, 1 something failed (the list is the last thing that is sh
 def main() -> int:
     """Parse, then generate; the settings with their defaults filled in are shown before any model is loaded."""
     setup_logging()
+    grow_memory_in_place()
     request = parse(GenerationRequest, prog="generate_video.py", description=__doc__, epilog=EXAMPLES, foreign=FOREIGN)
     from inference.command import run_request
 

@@ -3,6 +3,7 @@
 import logging
 
 from common.config import parse
+from common.devices import grow_memory_in_place
 from common.errors import run
 from common.launch import start_missing_processes
 from common.logs import setup_logging
@@ -19,6 +20,7 @@ EPILOG = "Flags of musubi-tuner that mean something else here, or nothing: docs/
 def main() -> int:
     """Read the settings, then train."""
     setup_logging(others=logging.ERROR)
+    grow_memory_in_place()
     if (code := start_missing_processes()) is not None:
         return code
     config = parse(TrainConfig, prog="train_network.py", description=DESCRIPTION, epilog=EPILOG, foreign=FOREIGN)

@@ -17,7 +17,6 @@ from dataclasses import asdict, replace
 from functools import partial
 import itertools
 import math
-import os
 from pathlib import Path
 from statistics import median
 import subprocess
@@ -175,16 +174,15 @@ class Bench:
         return loss
 
     def _settled(self, row: Row) -> Any:
-        """The run's settings as a user types them, with `fit` and `auto` decided."""
+        """The run's settings as a user types them, with `auto` decided."""
         from training.config import TrainConfig
         from training.estimating.memory_choice import decide
 
-        activations = self._fitting(row) if row.activations == "fit" else row.activations
         config = TrainConfig.from_flags(
             dataset_config=Path("none.toml"), dit=Path("none"), output_dir=Path("none"),
             task=row.task if row.task in ("t2v-14B", "i2v-14B", "t2v-1.3B") else "t2v-14B", network_dim=self.rank,
             network_alpha=self.rank, mixed_precision="bf16", fp8_base=row.fp8 == "stores",
-            fp8_fast=row.fp8 == "computes", memory=activations, compile=row.compiled,
+            fp8_fast=row.fp8 == "computes", memory=row.activations, compile=row.compiled,
             compile_mode=row.mode, compile_backend="inductor" if self.where.type == "cuda" else "aot_eager",
             blocks_to_swap=row.swapped, gradient_checkpointing_cpu_offload=row.offloads)
         if row.activations != "auto":
@@ -193,19 +191,6 @@ class Bench:
             limit(self.where, row.limit)
         with tempfile.TemporaryDirectory() as folder:
             return decide(config, *self._one_clip(row, config, Path(folder)))
-
-    def _fitting(self, row: Row) -> str:
-        import torch
-
-        from training.estimating.memory_estimate import WORKSPACES
-        from wan.memory.planner import Step, as_text, choose
-
-        frames, height, width = row.grid
-        held = torch.cuda.memory_allocated() if self.where.type == "cuda" else 0
-        room = int(row.limit or 0) - held - WORKSPACES
-        mix = choose(Step(self.variant, frames * height * width // 4, row.compiled), room)
-        assert mix is not None, f"not even full recomputation fits into {room / GIB:.1f} GiB"
-        return as_text(mix)
 
     def _one_clip(self, row: Row, config: Any, folder: Path) -> Any:
         """A plan and its batches: one cached clip of the row's size."""
@@ -313,7 +298,7 @@ def run_rows(numbers: list[int], results: Path, more: list[str], until: float) -
             before = sum(1 for _ in lines_of(results))
             words = [sys.executable, "-m", "benchmarks.dit_speed", str(results), *more, "--until", str(until), "--here",
                      *map(str, left)]
-            done = subprocess.run(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
             if done.returncode == 0:
                 break
             told = [line.get("number") for line in list(lines_of(results))[before:] if line["part"] == "dit"]
@@ -323,11 +308,6 @@ def run_rows(numbers: list[int], results: Path, more: list[str], until: float) -
                 Records(results).add("dit", row=ROWS[left[0]].name, number=left[0], asked=asdict(ROWS[left[0]]),
                                      error=(done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
                 left = left[1:]
-
-
-def environment() -> dict[str, str]:
-    """That of this process, with an allocator that loses little in gaps."""
-    return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from benchmarks.records import Records  # noqa: E402
+from benchmarks.step_profile import profile_steps  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.timebase import latent_frame_count  # noqa: E402
 from inference.decoding import decoded_chunks  # noqa: E402
@@ -91,6 +92,8 @@ class Bench:
         self.plain: float | None = None
         self.plain_clip: float | None = None
         self.attentions = ["sdpa"]
+        self.profiles: Path | None = None
+        """Where a page for each forward of `fast` goes that says what its time went to; None: no such pages."""
 
     def velocity(self, cache: StepCache | None = None) -> Callable[[Tensor, float, float, Pass], Tensor]:
         """The model's velocity as a generation calls it."""
@@ -227,8 +230,14 @@ def fast(bench: Bench) -> Iterator[Callable[[], Row]]:
 
     def forward(attention: str) -> Row:
         bench.dit.set_attention(attention)
-        row = bench.row(f"forward, LoRA merged: fp8 products, compiled, {attention}",
-                        lambda: bench.dit(bench.noise, time_of, text, constants=constants))
+        name = f"forward, LoRA merged: fp8 products, compiled, {attention}"
+
+        def work() -> Tensor:
+            return bench.dit(bench.noise, time_of, text, constants=constants)
+
+        row = bench.row(name, work)
+        if bench.profiles is not None:
+            profile_steps(work, bench.profiles, name)
         return replace(row, goal="forward 8-bit" if "fp8" in attention else "forward")
 
     def clip(attention: str) -> Row:
@@ -309,6 +318,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed calls of a row; their median counts")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--attention", nargs="+", default=["fa4", "cudnn_fp8", "sdpa"], help="back ends of `fast`")
+    parser.add_argument("--profile", action="store_true", help="a page for each forward of `fast`, on a GPU")
     parser.add_argument("--commit", help="of what is measured, where the tree came without its history")
     parser.add_argument("--tiny", action="store_true", help="a tiny model at 32x48 and 5 frames: whether it runs")
     asked = parser.parse_args()
@@ -317,6 +327,7 @@ def main() -> None:
     torch.manual_seed(0)
     bench = Bench(asked.model, tuple(asked.video_size), asked.frames, asked.repeats)
     bench.attentions = ["sdpa"] if bench.device == "cpu" else asked.attention
+    bench.profiles = asked.results if asked.profile and bench.device == "cuda" else None
     records = Records(asked.results, commit=asked.commit)
     records.measure_ceilings(bench.device)
     size = f"{asked.model} {asked.video_size[0]}x{asked.video_size[1]}x{asked.frames}"

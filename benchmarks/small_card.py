@@ -14,14 +14,12 @@ of `benchmarks.dit_speed`.
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-import os
 from pathlib import Path
 from statistics import median
 import sys
 import time
 from typing import Any
 
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402

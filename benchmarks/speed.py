@@ -18,7 +18,7 @@ import sys
 import time
 
 from benchmarks.dit_rows import GROUPS, ROWS, chosen
-from benchmarks.dit_speed import ROOT, environment, run_rows
+from benchmarks.dit_speed import ROOT, run_rows
 from benchmarks.speed_table import table
 
 
@@ -67,7 +67,7 @@ def run_part(part: Part, given: argparse.Namespace, until: float) -> None:
     words += ["--commit", given.commit] if given.commit else []
     words += [part.knows_steps, str(given.steps)] if given.steps and part.knows_steps else []
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *words], cwd=ROOT, env=environment(),
+    done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *words], cwd=ROOT,
                           stderr=subprocess.PIPE, text=True)
     if done.returncode:
         print(done.stderr[-2000:], flush=True)
