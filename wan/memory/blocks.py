@@ -19,6 +19,7 @@ from wan.memory.compile_modes import RECORDING
 from wan.memory.fp8_compute import prepare_products
 from wan.memory.graphs import GraphLog, graphs_made, use_of
 from wan.memory.policies import Policy, kept_by
+from wan.modules.attention_halves import keeper
 from wan.modules.block import PassInputs, WanAttentionBlock
 from wan.modules.dit import WanDiT
 from wan.modules.hooks import checked
@@ -105,14 +106,18 @@ class BlockRunner:
         for state in points.before_block:
             tokens = self._hooked(state.before_block, state, "before_block", policy, i, tokens, inputs)
         block, bare = self.blocks[i], without_hooks(inputs)
+        first, whole, seen = "attentions", "forward", tuple[Tensor, ...]()
+        if keeper() is not None:  # the attention itself then stands between what is compiled
+            queries = self._part("project", policy)(block, tokens, bare)
+            first, whole, seen = "after_self_attention", "rest", (block.self_attn.look(*queries),)
         if points.after_cross_attention:
-            tokens = self._part("attentions", policy)(block, tokens, bare)
+            tokens = self._part(first, policy)(block, tokens, bare, *seen)
             for state in points.after_cross_attention:
                 tokens = self._hooked(state.after_cross_attention, state, "after_cross_attention", policy, i, tokens,
                                       inputs)
             tokens = self._part("feed_forward", policy)(block, tokens, bare)
         else:
-            tokens = self._part("forward", policy)(block, tokens, bare)
+            tokens = self._part(whole, policy)(block, tokens, bare, *seen)
         for state in points.after_block:
             tokens = self._hooked(state.after_block, state, "after_block", policy, i, tokens, inputs)
         return tokens
@@ -124,7 +129,7 @@ class BlockRunner:
             return checked(hook(i, tokens, inputs.forward), tokens, state, point)
         return checked(kept_by(hook, "full")(i, tokens, inputs.forward), tokens, state, point)
 
-    def _part(self, name: str, policy: Policy) -> Callable[..., Tensor]:
+    def _part(self, name: str, policy: Policy) -> Callable[..., Any]:
         if (name, policy) not in self._parts:
             part = kept_by(_PARTS[name], policy, has_dropout=self.has_dropout, is_traced=self._compile is not None)
             if self._compile is not None:
@@ -151,18 +156,18 @@ class _CompiledOrNot:
         self._compiled, self._plain, self._graphs = compiled, plain, graphs
         self._works = True
 
-    def __call__(self, block: WanAttentionBlock, tokens: Tensor, inputs: PassInputs) -> Tensor:
+    def __call__(self, block: WanAttentionBlock, tokens: Tensor, *more: Any) -> Any:
         if not self._works:
-            return self._plain(block, tokens, inputs)
+            return self._plain(block, tokens, *more)
         before, started = graphs_made(), time.monotonic()
         try:
-            result = self._compiled(block, tokens, inputs)
+            result = self._compiled(block, tokens, *more)
         except torch._dynamo.exc.TorchDynamoException as error:
             self._works = False
             told = str(error).strip().splitlines()[0]
             self._graphs.failures.append(told)
             log.warning("a block cannot be compiled and runs uncompiled, slower and with the same numbers: %s", told)
-            return self._plain(block, tokens, inputs)
+            return self._plain(block, tokens, *more)
         if made := graphs_made() - before:
             log.info("compiled the blocks for %s in %.0f s", use_of(tokens).words, time.monotonic() - started)
         self._graphs.note(tokens, made)
@@ -201,9 +206,22 @@ def _attentions(block: WanAttentionBlock, tokens: Tensor, inputs: PassInputs) ->
     return block.attentions(0, tokens, inputs)
 
 
+def _project(block: WanAttentionBlock, tokens: Tensor, inputs: PassInputs) -> tuple[Tensor, Tensor, Tensor]:
+    return block.project(0, tokens, inputs)
+
+
+def _after_self_attention(block: WanAttentionBlock, tokens: Tensor, inputs: PassInputs, seen: Tensor) -> Tensor:
+    return block.after_self_attention(0, tokens, seen, inputs)
+
+
+def _rest(block: WanAttentionBlock, tokens: Tensor, inputs: PassInputs, seen: Tensor) -> Tensor:
+    return block.feed_forward(block.after_self_attention(0, tokens, seen, inputs), inputs)
+
+
 def _feed_forward(block: WanAttentionBlock, tokens: Tensor, inputs: PassInputs) -> Tensor:
     return block.feed_forward(tokens, inputs)
 
 
-_PARTS: dict[str, Callable[..., Tensor]] = {"forward": _forward, "attentions": _attentions,
-                                            "feed_forward": _feed_forward}
+_PARTS: dict[str, Callable[..., Any]] = {
+    "forward": _forward, "attentions": _attentions, "feed_forward": _feed_forward,
+    "project": _project, "after_self_attention": _after_self_attention, "rest": _rest}

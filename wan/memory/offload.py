@@ -1,11 +1,12 @@
 """Gradient checkpointing whose kept tensors wait in host memory: the input of each block goes there while the block
-computes, and comes back ahead of the block's backward pass.
+computes, and comes back ahead of the block's backward pass. Where it is asked for, so does what its self-attention
+gave, which then is not computed again.
 
-Both ways run on a stream beside the computing. On the device are at most the input of the block that computes, that of
+Both ways run on a stream beside the computing. On the device is at most what belongs to the block that computes and to
 the one before or after it, and in the forward pass none else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 import functools
 from typing import Any
 import weakref
@@ -16,7 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from wan.memory.recompute import RunBlock, recomputes_blocks, wrap
 from wan.memory.transfers import Transfers, transfers_for
+from wan.modules.attention import attend
+from wan.modules.attention_halves import Results, again, keeping, kernel_of
 from wan.modules.dit import WanDiT
+
+LARGE = 64
+"""What has fewer bytes than the block's input by so many times stays on the device."""
 
 
 class _HostPool:
@@ -41,15 +47,13 @@ class _HostPool:
         self._free.append(buffer)
 
 
-class _KeptInput:
-    """The input of one block in one pass: on the device, in host memory, or coming back."""
+class _Kept:
+    """A tensor of one pass: on the device, in host memory, or coming back."""
 
-    def __init__(self, tokens: Tensor, before: "_KeptInput | None") -> None:
-        self.on_device: Tensor | None = tokens
-        self.before = None if before is None else weakref.ref(before)
-        """That of the block before; the backward pass needs it next."""
-        self.shape, self.dtype, self.device = tokens.shape, tokens.dtype, tokens.device
-        self.requires_grad = tokens.requires_grad
+    def __init__(self, tensor: Tensor) -> None:
+        self.on_device: Tensor | None = tensor
+        self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
+        self.requires_grad = tensor.requires_grad
         self._source: Tensor | None = None
         self._host: Tensor | None = None
         self._left: Any = None
@@ -91,25 +95,64 @@ class _KeptInput:
         return found
 
 
-class ActivationOffload:
-    """Recomputes a DiT's blocks from inputs that wait in host memory. It takes the place of `recompute_blocks`."""
+class _KeptOfBlock:
+    """What one block keeps in one pass: its input, and what its self-attention gave, once it has."""
 
-    def __init__(self, dit: WanDiT, *, transfers: Transfers | None = None) -> None:
-        """Take part in every pass with gradients from now on; numbers do not change, dropout included."""
+    def __init__(self, tokens: Tensor, before: "_KeptOfBlock | None",
+                 leave: Callable[[_Kept, int], None] | None) -> None:
+        """`leave(tensor, place)` begins to copy it out; None where all stays on the device."""
+        self.before = None if before is None else weakref.ref(before)
+        """That of the block before; the backward pass needs it next."""
+        self._leave = leave
+        self.input, self._seen = self._kept(tokens, 0), list[_Kept]()
+
+    def _kept(self, tensor: Tensor, place: int) -> _Kept:
+        kept = _Kept(tensor)
+        if self._leave is not None and (place == 0 or LARGE * tensor.nbytes >= self._input_bytes):
+            self._leave(kept, place)
+        return kept
+
+    @property
+    def _input_bytes(self) -> int:
+        return self.input.shape.numel() * self.input.dtype.itemsize
+
+    @property
+    def tensors(self) -> Sequence[_Kept]:
+        """All of it."""
+        return [self.input, *self._seen]
+
+    def results(self, transfers: Transfers, compute: Callable[[], Results]) -> Results:
+        """What `compute` gives, the first time; from then on what it gave."""
+        if self._seen:
+            return tuple(one.take(transfers) for one in self._seen)
+        found = compute()
+        self._seen = [self._kept(one.detach(), place) for place, one in enumerate(found, 1)]
+        return found
+
+
+class ActivationOffload:
+    """Recomputes a DiT's blocks from what waits in host memory. It takes the place of `recompute_blocks`."""
+
+    def __init__(self, dit: WanDiT, *, attention: Collection[int] = (), transfers: Transfers | None = None) -> None:
+        """Take part in every pass with gradients from now on; numbers do not change, dropout included.
+
+        Of the blocks `attention` the result of self-attention is kept too, with every back end whose halves can be had
+        (`attention_halves.kernel_of`); with another one it is computed again.
+        """
         assert not recomputes_blocks(dit), "the blocks are recomputed already"
         self._last = len(dit.blocks) - 1
+        self._attention = frozenset(attention)
         self._transfers = transfers or transfers_for(dit.device)
-        self._pool = _HostPool(self._transfers)
-        self._previous: _KeptInput | None = None
+        self._pools: dict[int, _HostPool] = {}
+        self._previous: _KeptOfBlock | None = None
         wrap(dit, self.recomputed)
 
     def recomputed(self, run_block: RunBlock, i: int, tokens: Tensor, inputs: Any) -> Tensor:
         """`run_block(i, tokens, inputs)`, recomputed in the backward pass."""
         if not torch.is_grad_enabled():
             return run_block(i, tokens, inputs)
-        kept = _KeptInput(tokens, self._previous if i > 0 else None)
-        if i < self._last:  # the backward pass begins with the last one
-            kept.leave(self._transfers, self._pool)
+        # The backward pass begins with the last one.
+        kept = _KeptOfBlock(tokens, self._previous if i > 0 else None, self._leave if i < self._last else None)
         # The empty tensor tells checkpoint the device whose random state it is to repeat: `kept` hides the other.
         result = checkpoint(self._run, run_block, [tokens], kept, tokens.new_empty(0), i, inputs, use_reentrant=False)
         del tokens
@@ -120,25 +163,41 @@ class ActivationOffload:
 
     recomputed.recomputes_blocks = True  # type: ignore[attr-defined]
 
-    def _run(self, run_block: RunBlock, given: list[Tensor], kept: _KeptInput, _: Tensor, i: int, inputs: Any
+    def _run(self, run_block: RunBlock, given: list[Tensor], kept: _KeptOfBlock, _: Tensor, i: int, inputs: Any
              ) -> Tensor:
         # `given` holds the input in the forward pass alone; checkpoint keeps the empty list.
-        return run_block(i, given.pop() if given else kept.take(self._transfers), inputs)
+        tokens = given.pop() if given else kept.input.take(self._transfers)
+        if i not in self._attention:
+            return run_block(i, tokens, inputs)
+        with keeping(functools.partial(self._look, kept)):
+            return run_block(i, tokens, inputs)
 
-    def _let_go(self, kept: _KeptInput | None) -> None:
-        """Drop the input before, whose copy has had a block's computing to finish."""
+    def _look(self, kept: _KeptOfBlock, q: Tensor, k: Tensor, v: Tensor, backend: str | None) -> Tensor:
+        kernel = kernel_of(backend, q, k)
+        if kernel is None:
+            return attend(q, k, v, backend=backend)
+        return again(kernel, functools.partial(kept.results, self._transfers), q, k, v)
+
+    def _leave(self, kept: _Kept, place: int) -> None:
+        """Each place has a pool of its own, in which all buffers are of about one size."""
+        kept.leave(self._transfers, self._pools.setdefault(place, _HostPool(self._transfers)))
+
+    def _let_go(self, kept: _KeptOfBlock | None) -> None:
+        """Drop what belongs to the block before, whose copies have had a block's computing to finish."""
         if self._previous is not None:
-            self._previous.drop(self._transfers)
+            for one in self._previous.tensors:
+                one.drop(self._transfers)
         self._previous = kept
 
-    def _gradient_arrived(self, kept: "weakref.ref[_KeptInput]", gradient: Tensor) -> None:
-        """Bring the input of the block whose turn it is, and of the one after it in the backward pass."""
+    def _gradient_arrived(self, kept: "weakref.ref[_KeptOfBlock]", gradient: Tensor) -> None:
+        """Bring what belongs to the block whose turn it is, and to the one after it in the backward pass."""
         now = kept()
         if now is None:
             return
-        for one in self._following(now):
-            one.fetch(self._transfers)
+        for block in self._following(now):
+            for one in block.tensors:
+                one.fetch(self._transfers)
 
-    def _following(self, now: _KeptInput) -> Sequence[_KeptInput]:
+    def _following(self, now: _KeptOfBlock) -> Sequence[_KeptOfBlock]:
         before = None if now.before is None else now.before()
         return [now] if before is None else [now, before]

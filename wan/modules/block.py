@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from wan.modules import modulation as mod
 from wan.modules.attention import HALF, attend
+from wan.modules.attention_halves import keeper
 from wan.modules.hooks import Forward, HookPoints, checked
 from wan.modules.modulation import Modulation
 from wan.modules.norm import LayerNorm, RMSNorm
@@ -79,16 +80,22 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Attention among all tokens, with rotary positions."""
+    """Attention among all tokens, with rotary positions; its steps are the block's to take."""
 
-    def forward(self, i: int, x: Float[Tensor, "B L D"], inputs: PassInputs) -> Float[Tensor, "B L D"]:
-        """Attention of block `i`, output projection included."""
+    def project(self, i: int, x: Float[Tensor, "B L D"], inputs: PassInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, `B L N K`."""
         q = self.norm_q.rotated(self.q(x), inputs.rope, self.heads)
         k = self.norm_k.rotated(self.k(x), inputs.rope, self.heads)
         v = self.split(self.v(x))
         for state in inputs.points.self_attention:
             state.self_attention(i, q, k, v, inputs.forward)
-        return self.o(attend(q, k, v, backend=self.backend).flatten(2))
+        return q, k, v
+
+    def look(self, q: Float[Tensor, "B L N K"], k: Float[Tensor, "B L N K"], v: Float[Tensor, "B L N K"]
+             ) -> Float[Tensor, "B L N K"]:
+        """The attention itself, by the keeper that is there or by the back end."""
+        kept = keeper()
+        return attend(q, k, v, backend=self.backend) if kept is None else kept(q, k, v, self.backend)
 
 
 class CrossAttention(Attention):
@@ -142,10 +149,19 @@ class WanAttentionBlock(nn.Module):
 
     def attentions(self, i: int, tokens: Float[Tensor, "B L D"], inputs: PassInputs) -> Float[Tensor, "B L D"]:
         """Tokens after self-attention and cross-attention."""
-        table, own = inputs.modulation, self.modulation
-        x = mod.shift_and_scale(tokens, table, own, (mod.SHIFT_ATTENTION, mod.SCALE_ATTENTION), self.eps)
-        tokens = mod.add_gated(tokens, self.self_attn(i, x, inputs), table, own, mod.GATE_ATTENTION)
+        return self.after_self_attention(i, tokens, self.self_attn.look(*self.project(i, tokens, inputs)), inputs)
 
+    def project(self, i: int, tokens: Float[Tensor, "B L D"], inputs: PassInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the self-attention, `B L N K`."""
+        x = mod.shift_and_scale(tokens, inputs.modulation, self.modulation,
+                                (mod.SHIFT_ATTENTION, mod.SCALE_ATTENTION), self.eps)
+        return self.self_attn.project(i, x, inputs)
+
+    def after_self_attention(self, i: int, tokens: Float[Tensor, "B L D"], seen: Float[Tensor, "B L N K"],
+                             inputs: PassInputs) -> Float[Tensor, "B L D"]:
+        """Tokens after cross-attention, from those before the self-attention and what that one gave."""
+        update = self.self_attn.o(seen.flatten(2))
+        tokens = mod.add_gated(tokens, update, inputs.modulation, self.modulation, mod.GATE_ATTENTION)
         return tokens + self.cross_attn(i, self.norm3(tokens), inputs)
 
     def feed_forward(self, tokens: Float[Tensor, "B L D"], inputs: PassInputs) -> Float[Tensor, "B L D"]:

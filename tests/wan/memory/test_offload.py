@@ -1,7 +1,8 @@
 """Blocks recomputed from inputs in host memory: the same gradients bit for bit, and nothing kept on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import gc
+from typing import Any
 import weakref
 
 import pytest
@@ -12,10 +13,13 @@ from networks.lora_wan import create_network
 from networks.network import Network
 from tests.tiny_dit import tiny_dit, tiny_inputs
 from tests.wan.memory.late_transfers import LateTransfers
+from tests.wan.memory.test_blocks import Everywhere, Inside, gradients, trained
+from wan.memory.blocks import run_blocks
 from wan.memory.offload import ActivationOffload
 from wan.memory.recompute import recomputes_blocks
 from wan.memory.swap import BlockSwap
 from wan.memory.transfers import PlainTransfers
+from wan.modules import attention_halves
 from wan.modules.dit import WanDiT
 
 TRANSFERS: dict[str, Callable[[], PlainTransfers]] = {"early": PlainTransfers, "late": LateTransfers}
@@ -44,18 +48,78 @@ def _steps(dit: WanDiT, network: Network) -> list[Tensor]:
     return found
 
 
+@pytest.mark.parametrize("attention", [(), (0, 2), range(4)])
 @pytest.mark.parametrize("swapped", [0, 3])
 @pytest.mark.parametrize("transfers", TRANSFERS)
-def test_gradients_are_bit_equal_dropout_included(transfers: str, swapped: int) -> None:
+def test_gradients_are_bit_equal_dropout_included(transfers: str, swapped: int, attention: Collection[int]) -> None:
     plain, dit = tiny_dit(), tiny_dit()
     expected = _steps(plain, _network(plain))
     if swapped:
         BlockSwap(dit, swapped, transfers=TRANSFERS[transfers]())
-    ActivationOffload(dit, transfers=TRANSFERS[transfers]())
+    ActivationOffload(dit, attention=attention, transfers=TRANSFERS[transfers]())
     assert recomputes_blocks(dit)
     found = _steps(dit, _network(dit))
     assert len(found) == len(expected)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("hooks", [None, Everywhere, Inside])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_kept_attention_goes_with_conditions_and_compiled_blocks(compiled: bool, hooks: type[Any] | None) -> None:
+    plain, dit = tiny_dit(), tiny_dit()
+    expected = gradients(plain, trained(plain), hooks)
+    run_blocks(dit, ["none"] * 4, compiled=compiled, backend="aot_eager")
+    BlockSwap(dit, 2, transfers=LateTransfers())
+    ActivationOffload(dit, attention=range(1, 4), transfers=LateTransfers())
+    network = trained(dit)
+    for _ in range(2):
+        torch.testing.assert_close(gradients(dit, network, hooks), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_kept_attention_makes_no_graph_in_the_second_step() -> None:
+    """What comes back lies as what was computed."""
+    dit = tiny_dit()
+    runner = run_blocks(dit, ["none"] * 4, compiled=True, backend="aot_eager")
+    ActivationOffload(dit, attention=range(4), transfers=LateTransfers())
+    network = trained(dit)
+    torch._dynamo.reset()
+    gradients(dit, network)
+    _, made = runner.graphs.take()
+    assert sum(made.values()) == 4, "to the attention and behind it; the first block's tokens want no gradient"
+    gradients(dit, network)
+    assert not runner.graphs.take()[1]
+    assert not runner.graphs.failures
+
+
+def test_kept_attention_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    kernel = attention_halves.FLASH_ON_CPU
+
+    def counted(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        computed.append(q.shape)
+        return kernel.forward(q, k, v)
+
+    monkeypatch.setattr(attention_halves, "FLASH_ON_CPU", kernel._replace(forward=counted))
+    dit, transfers = tiny_dit(), LateTransfers()
+    ActivationOffload(dit, attention=range(4), transfers=transfers)
+    network = _network(dit)
+    loss = (dit(*tiny_inputs()) ** 2).mean()
+    assert len(computed) == 4
+    statistics = 2 * 2 * 3 * 2 * 3 * 4  # samples, heads, tokens, float32
+    assert transfers.copied == 3 * (2 * TOKEN_BYTES + statistics), "of all blocks but the last: input and result"
+    loss.backward()
+    assert len(computed) == 4
+    assert transfers.copied == 6 * (2 * TOKEN_BYTES + statistics)
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
+def test_a_back_end_without_halves_is_computed_again() -> None:
+    plain, dit = tiny_dit(), tiny_dit()
+    for one in (plain, dit):
+        one.set_attention("math")
+    ActivationOffload(dit, attention=range(4), transfers=LateTransfers())
+    for found, expected in zip(_steps(dit, _network(dit)), _steps(plain, _network(plain)), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_a_gradient_flows_into_the_first_input() -> None:
@@ -113,7 +177,7 @@ def test_host_memory_is_used_again() -> None:
 
 def test_a_second_backward_pass_over_the_same_graph_works() -> None:
     dit = tiny_dit()
-    ActivationOffload(dit, transfers=LateTransfers())
+    ActivationOffload(dit, attention=(1, 3), transfers=LateTransfers())
     network = _network(dit)
     loss = (dit(*tiny_inputs()) ** 2).mean()
     parameters = [p for p in network.parameters() if p.requires_grad]
