@@ -42,7 +42,7 @@ class Row:
     swapped: int = 0
     offloads: bool = False
     limit: float | None = None
-    """Bytes that the process may take of the GPU."""
+    """Bytes that the process may take of the GPU; `auto` sees them."""
     steps: int = 5
     seconds: int = 60
     """What the row takes on an H200, about, compiling included."""
@@ -78,6 +78,8 @@ GROUPS: tuple[tuple[Row, ...], ...] = (
               seconds=125),
         named(I2V, "FA4, fp8 products, fits 44 GiB", activations="attention:12,full", attention="fa4",
               goal="14B 44 GiB", seconds=120),
+        named(I2V, "FA4, fp8 products, attention in host memory", activations="attention", attention="fa4",
+              offloads=True, goal="14B 44 GiB", seconds=120),
         named(I2V, "cuDNN, fp8 products, mix", activations="matmuls:22,attention", goal="14B exact", seconds=130),
         named(I2V, "cuDNN, fp8 products, fits 44 GiB", activations="attention:12,full", goal="14B 44 GiB",
               seconds=130),
@@ -93,6 +95,8 @@ GROUPS: tuple[tuple[Row, ...], ...] = (
         named(T2V, "cuDNN, fp8 products, all recomputed", activations="full", steps=2, seconds=85),
         named(T2V, "24 GB, --memory auto, fp8 products", activations="auto", limit=GB24, steps=3, goal="24 GB",
               seconds=95),
+        named(T2V, "24 GB, attention in host memory, fp8 products", activations="attention", offloads=True, swapped=17,
+              limit=GB24, goal="24 GB", seconds=95),
         named(T2V, "24 GB, --memory auto, fp8 products", grid=CLIP33, activations="auto", limit=GB24, steps=3,
               seconds=60),
         named(T2V, "80 GB, --memory auto, fp8 products", activations="auto", limit=GB80, steps=3, seconds=100),

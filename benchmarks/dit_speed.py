@@ -185,10 +185,10 @@ class Bench:
             fp8_fast=row.fp8 == "computes", memory=row.activations, compile=row.compiled,
             compile_mode=row.mode, compile_backend="inductor" if self.where.type == "cuda" else "aot_eager",
             blocks_to_swap=row.swapped, gradient_checkpointing_cpu_offload=row.offloads)
-        if row.activations != "auto":
-            return config
         if row.limit is not None and self.where.type == "cuda":
             limit(self.where, row.limit)
+        if row.activations != "auto":
+            return config
         with tempfile.TemporaryDirectory() as folder:
             return decide(config, *self._one_clip(row, config, Path(folder)))
 

@@ -35,17 +35,20 @@ def estimates_of(line: Line) -> dict[str, float]:
     asked, settings = line["asked"], line["settings"]
     variant = Variant(out_channels=16, **SIZES[asked["task"]])
     fp8 = {"": None, "stores": Fp8Settings(), "computes": Fp8Settings(mode="tensor", computes=True)}[asked["fp8"]]
-    recipe = Recipe(variant=variant, dtype=torch.bfloat16, is_gpu=True, fp8=fp8, activations=settings["activations"],
-                    compiled=asked["compiled"], swapped=settings["swapped"], offloads=settings["offloads"],
+    policies, offloads = parse_policies(settings["activations"], variant.layers), settings["offloads"]
+    recipe = Recipe(variant=variant, dtype=torch.bfloat16, is_gpu=True, fp8=fp8,
+                    activations="full" if offloads else settings["activations"],
+                    compiled=asked["compiled"], swapped=settings["swapped"], offloads=offloads,
+                    offloaded_attention=policies.count("attention") if offloads else 0,
                     network_dim=settings["rank"], network_alpha=float(settings["rank"]))
     inputs = random_inputs(variant, tuple(asked["grid"]), torch.device("cpu"))
-    plain = replace(recipe, activations="full", compiled=False, swapped=0, offloads=False)
+    plain = replace(recipe, activations="full", compiled=False, swapped=0, offloads=False,
+                    offloaded_attention=0)
     static = static_bytes(estimate_memory(plain, inputs))
     frames, height, width = asked["grid"]
     step = Step(variant, frames * height * width // 4, asked["compiled"])
     planner = planned(step, static, block_bytes(variant, Holding(recipe.dtype, fp8))[1],
-                      policies=parse_policies(settings["activations"], variant.layers), swapped=settings["swapped"],
-                      offloads=settings["offloads"])
+                      policies=policies, swapped=settings["swapped"], offloads=offloads)
     return {"planner_gib": planner / GIB, "preflight_gib": estimate_memory(recipe, inputs).allocated / GIB}
 
 

@@ -32,9 +32,10 @@ def largest_batch(plan: Plan) -> int:
 
 def need_of(config: TrainConfig, plan: Plan, dtype: torch.dtype, fp8: Fp8Settings | None) -> MemoryNeed:
     """What the base takes, and what a step keeps of its largest batch where blocks are recomputed."""
-    card, recomputes = config.small_card, config.speed.activations == "full"
+    card, offloads = config.small_card, config.small_card.gradient_checkpointing_cpu_offload
+    recomputes = offloads or config.speed.activations == "full"
     holding = Holding(dtype, fp8, swapped=card.blocks_to_swap, ring=card.block_swap_ring_size, recomputes=recomputes,
-                      offloads=card.gradient_checkpointing_cpu_offload)
+                      offloads=offloads, attention=len(offloaded_attention(config, plan.variant.layers)))
     return memory_need(plan.variant, holding, largest_batch(plan) if recomputes else 0)
 
 
@@ -56,6 +57,13 @@ def fp8_of(speed: SpeedSection, *, is_stored_in_fp8: bool) -> Fp8Settings | None
     return Fp8Settings() if speed.uses_fp8 or is_stored_in_fp8 else None
 
 
+def offloaded_attention(config: TrainConfig, layers: int) -> list[int]:
+    """Blocks of which what self-attention gave waits in host memory."""
+    if not config.small_card.gradient_checkpointing_cpu_offload or config.speed.activations == "full":
+        return []
+    return [i for i, policy in enumerate(parse_policies(config.speed.activations, layers)) if policy == "attention"]
+
+
 def attach(config: TrainConfig, dit: WanDiT, graphs: GraphLog | None = None) -> None:
     """Put on what the settings ask for, in the order that it works in; `graphs` is told what is compiled.
 
@@ -75,9 +83,11 @@ def attach(config: TrainConfig, dit: WanDiT, graphs: GraphLog | None = None) -> 
                         card.block_swap_ring_size)
         log.info("blocks in host memory: %s (%.2f GiB); ring on %s: %.2f GiB", ", ".join(map(str, swap.blocks)),
                  swap.host_bytes / 2**30, dit.device, swap.ring_bytes / 2**30)
+    seen = offloaded_attention(config, len(dit.blocks))
     if card.gradient_checkpointing_cpu_offload:
-        ActivationOffload(dit)
+        ActivationOffload(dit, attention=seen)
     elif moves:
         recompute_blocks(dit)  # around the swap
     log.info("blocks: %s, %s", "compiled" if compiled else "not compiled",
-             "recomputed" if moves else f"kept for the backward pass: {as_text(policies)}")
+             f"recomputed{f', self-attention of {len(seen)} kept in host memory' * bool(seen)}" if moves
+             else f"kept for the backward pass: {as_text(policies)}")

@@ -133,7 +133,7 @@ def check(config: TrainConfig) -> Plan:
         with problems.collected():
             _check_start(start, config.network, arguments, model)
         problems.found += [ConfigError(text) for text in config.small_card.problems_with(
-            model.variant.layers, config.speed.activations == "full")]
+            model.variant.layers, config.speed.activations)]
     problems.raise_found()
     assert model is not None and dataset is not None
     task = find_task(config.data.task)

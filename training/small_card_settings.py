@@ -17,7 +17,8 @@ class SmallCardSection(Section):
            "saves a block's memory and waits for every copy", ge=1)
     gradient_checkpointing_cpu_offload: bool = flag(
         False, "with --gradient_checkpointing, let the blocks' inputs wait in host memory too: 12 GiB less on the GPU "
-               "for 14B at 480x832x81; copied beside the computing, numbers do not change",
+               "for 14B at 480x832x81; copied beside the computing, numbers do not change. With --memory attention "
+               "what self-attention gave waits there as well and is not computed again, which is faster",
         differs="page-locked and asynchronous, both ways")
 
     @property
@@ -27,14 +28,17 @@ class SmallCardSection(Section):
             return "--blocks_to_swap"
         return "--gradient_checkpointing_cpu_offload" if self.gradient_checkpointing_cpu_offload else ""
 
-    def problems_with(self, layers: int, recomputes: bool) -> list[str]:
-        """What does not go together with a base of so many blocks."""
+    def problems_with(self, layers: int, activations: str) -> list[str]:
+        """What does not go together with a base of so many blocks and these policies (`SpeedSection.activations`)."""
+        policies = set(activations.partition(":")[0] for activations in activations.split(","))
+        keeps_on_gpu = policies - ({"full", "attention"} if self.gradient_checkpointing_cpu_offload else {"full"})
         found = []
         if self.blocks_to_swap > layers:
             found.append(f"--blocks_to_swap {self.blocks_to_swap}: this base has {layers} blocks. Use at most that.")
         for name in ("blocks_to_swap", "gradient_checkpointing_cpu_offload"):
-            if getattr(self, name) and not recomputes:
-                found.append(f"--{name} needs --gradient_checkpointing (or --memory full): blocks that are not "
+            if getattr(self, name) and keeps_on_gpu:
+                found.append(f"--{name} needs --gradient_checkpointing (that is, --memory full; with "
+                             "--gradient_checkpointing_cpu_offload also --memory attention): blocks that are not "
                              "computed again in the backward pass keep their weights and activations on the GPU. "
                              "Add it.")
         return found

@@ -40,6 +40,9 @@ def test_as_few_blocks_are_moved_out_as_will_do() -> None:
     count = choice(81, 21)["blocks_to_swap"]
     assert planned(step, STATIC, BLOCK, swapped=count, offloads=True) <= room
     assert planned(step, STATIC, BLOCK, swapped=count - 1, offloads=True) > room
+    seen = (planned(step, STATIC, BLOCK, policies=["attention"] * 40, swapped=count, offloads=True)
+            - planned(step, STATIC, BLOCK, swapped=count, offloads=True))
+    assert seen == 2 * step.unit, "what two blocks' attention gave"
     mix = parse_policies(choice(81, 70)["memory"], 40)
     assert planned(step, STATIC, BLOCK, policies=mix) <= 70 * GIB < planned(step, STATIC, BLOCK, policies=["none"] * 40)
 

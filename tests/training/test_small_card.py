@@ -17,23 +17,34 @@ def _trained(data: Path, weights: Path, out: Path, **more: Any) -> tuple[dict[st
     return load_file(out / "t.safetensors"), losses(out)
 
 
+SMALL: dict[str, dict[str, Any]] = {"full": {"gradient_checkpointing": True}, "attention": {"memory": "attention"},
+                                    "some attention": {"memory": "attention:2,full"}}
+
+
+@pytest.mark.parametrize("kept", SMALL)
 @pytest.mark.parametrize("fp8", [False, True])
 def test_swapping_and_offloading_change_no_number(talking: Path, weights: Path, tmp_path: Path, fp8: bool,
-                                                  caplog: pytest.LogCaptureFixture) -> None:
+                                                  kept: str, caplog: pytest.LogCaptureFixture) -> None:
     plain, course = _trained(talking, weights, tmp_path / "plain", fp8_base=fp8)
     with caplog.at_level("INFO"):
-        small, same = _trained(talking, weights, tmp_path / "small", fp8_base=fp8, gradient_checkpointing=True,
-                               gradient_checkpointing_cpu_offload=True, blocks_to_swap=3)
+        small, same = _trained(talking, weights, tmp_path / "small", fp8_base=fp8,
+                               gradient_checkpointing_cpu_offload=True, blocks_to_swap=3, **SMALL[kept])
     assert course == same
     assert plain.keys() == small.keys()
     assert all(torch.equal(plain[name], small[name]) for name in plain)
     told = " ".join(caplog.messages)
     assert "blocks in host memory: " in told and "page-locked host memory" in told
+    assert ("self-attention of " in told) == (kept != "full")
 
 
 @pytest.mark.parametrize(("more", "message"), [
     ({"blocks_to_swap": 1}, "--blocks_to_swap needs --gradient_checkpointing"),
     ({"gradient_checkpointing_cpu_offload": True},
+     "--gradient_checkpointing_cpu_offload needs --gradient_checkpointing"),
+    ({"blocks_to_swap": 1, "memory": "attention"}, "--blocks_to_swap needs --gradient_checkpointing"),
+    ({"gradient_checkpointing_cpu_offload": True, "memory": "matmuls:1,full"},
+     "--gradient_checkpointing_cpu_offload needs --gradient_checkpointing"),
+    ({"gradient_checkpointing_cpu_offload": True, "memory": "auto"},
      "--gradient_checkpointing_cpu_offload needs --gradient_checkpointing"),
     ({"blocks_to_swap": 41, "gradient_checkpointing": True}, "--blocks_to_swap 41: this base has"),
 ])

@@ -25,7 +25,7 @@ from training.estimating.flops import flops
 from training.estimating.memory_estimate import GIB, Memory, Saving, estimate_memory, savings
 from training.estimating.step_time import Size, Speed, speed
 from training.estimating.trial import Recipe, StepInputs, inputs_of
-from training.fitting import fp8_of
+from training.fitting import fp8_of, offloaded_attention
 from training.launch import base_dtype
 from training.looking.validation import chosen, default_distance, passes_of
 from training.loop import LoopSettings
@@ -87,12 +87,15 @@ def largest_inputs(plan: Plan, batches: EpochBatches) -> StepInputs:
 def recipe_of(config: TrainConfig, plan: Plan, *, is_gpu: bool) -> Recipe:
     """What of the settings decides memory and speed."""
     network, settings, speed_ = config.network, config.optimiser, config.speed
+    offloads = config.small_card.gradient_checkpointing_cpu_offload
     return Recipe(
         variant=plan.variant, dtype=base_dtype(speed_, torch.device("cuda" if is_gpu else "cpu")), is_gpu=is_gpu,
-        fp8=fp8_of(speed_, is_stored_in_fp8=plan.is_stored_in_fp8), activations=speed_.activations,
+        fp8=fp8_of(speed_, is_stored_in_fp8=plan.is_stored_in_fp8),
+        activations="full" if offloads else speed_.activations,
         compiled=speed_.compiles,
         swapped=config.small_card.blocks_to_swap, ring=config.small_card.block_swap_ring_size,
-        offloads=config.small_card.gradient_checkpointing_cpu_offload, attention=speed_.attention,
+        offloads=offloads, offloaded_attention=len(offloaded_attention(config, plan.variant.layers)),
+        attention=speed_.attention,
         network_module=network.network_module, network_dim=network.network_dim,
         network_alpha=network.network_alpha, network_dropout=network.network_dropout,
         network_args=tuple(plan.arguments.items()), sizes_from=plan.start if network.dim_from_weights else None,

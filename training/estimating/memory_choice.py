@@ -86,9 +86,11 @@ def planned(step: Step, static: int, block: int, *, policies: Sequence[Policy] =
             offloads: bool = False) -> int:
     """Bytes at the peak of a step, as `settle` reckons; `static` with no block swapped.
 
-    With `offloads` the inputs of two blocks are on the GPU at a time.
+    With `offloads` what two blocks keep is on the GPU at a time: their inputs, unless `policies` say more.
     """
-    kept: list[Policy] = ["full"] * min(2, step.variant.layers) if offloads else list(policies)
+    kept: list[Policy] = list(policies) or ["full"] * step.variant.layers
+    if offloads:
+        kept = kept[:2]
     return static + step.activations(kept) - max(0, swapped - RING) * block
 
 

@@ -149,7 +149,8 @@ def with_host_memory(memory: Memory, recipe: Recipe, inputs: StepInputs) -> Memo
     tokens = samples * (frames // depth) * (height // rows) * (width // columns) if recipe.checkpointing else 0
     holding = Holding(recipe.dtype, recipe.fp8)
     plain = memory_need(recipe.variant, holding, tokens)
-    moved = replace(holding, swapped=recipe.swapped, ring=recipe.ring, offloads=recipe.offloads)
+    moved = replace(holding, swapped=recipe.swapped, ring=recipe.ring, offloads=recipe.offloads,
+                    attention=recipe.offloaded_attention)
     small = memory_need(recipe.variant, moved, tokens)
     return replace(memory, base=memory.base - plain.weights + small.weights + small.ring,
                    activations=memory.activations - plain.kept + small.kept)

@@ -59,6 +59,8 @@ class Recipe:
     ring: int = RING
     offloads: bool = False
     """Whether the inputs of recomputed blocks lie there too."""
+    offloaded_attention: int = 0
+    """Blocks of which what self-attention gave lies there, and is not computed again; `activations` is `full`."""
     attention: str = "auto"
     network_module: str = "networks.lora_wan"
     network_dim: int | None = None

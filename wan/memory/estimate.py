@@ -29,6 +29,8 @@ class Holding:
     """Gradient checkpointing of every block."""
     offloads: bool = False
     """Inputs of the blocks in host memory too."""
+    attention: int = 0
+    """Blocks of which what self-attention gave lies there too, where inputs do."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class MemoryNeed:
     """On the device, without the ring."""
     ring: int
     kept: int
-    """Inputs of the blocks on the device, at most."""
+    """Inputs of the blocks, and what attention gave, on the device, at most."""
     host_weights: int
     """Page-locked."""
     host_kept: int
@@ -75,7 +77,10 @@ def memory_need(variant: Variant, holding: Holding, tokens: int = 0) -> MemoryNe
     inputs = tokens * variant.dim * holding.dtype.itemsize
     kept, host_kept = layers * inputs, 0
     if holding.offloads:
-        kept, host_kept = min(layers, 2) * inputs, (layers - 1) * inputs
+        # Beside the output in the model's precision a float32 for each head: the logarithms of softmax's denominators.
+        seen = inputs + tokens * variant.heads * 4
+        kept = min(layers, 2) * inputs + min(holding.attention, 2) * seen
+        host_kept = (layers - 1) * inputs + min(holding.attention, layers - 1) * seen
     assert holding.recomputes or not tokens, "what blocks keep without recomputation hangs on the kernels"
     return MemoryNeed(weights=rest_bytes(variant, holding.dtype) + (layers - holding.swapped) * block, ring=ring * flat,
                       kept=kept, host_weights=holding.swapped * flat, host_kept=host_kept)

@@ -86,6 +86,18 @@ def test_offloaded_inputs_are_what_is_copied_out() -> None:
     assert need.kept == 2 * TOKENS * 32 * 4
 
 
+@pytest.mark.parametrize("blocks", [1, 3, 4])
+def test_offloaded_attention_is_what_is_copied_out_beside_the_inputs(blocks: int) -> None:
+    dit, transfers = tiny_dit(), LateTransfers()
+    ActivationOffload(dit, attention=range(blocks), transfers=transfers)
+    create_network(dit, dim=3, alpha=3).attach().train()
+    dit(*tiny_inputs())
+    need = memory_need(dit.variant, Holding(torch.float32, offloads=True, attention=blocks), tokens=TOKENS)
+    seen = TOKENS * (32 + 2) * 4  # a token's channels, and a number for each head
+    assert need.host_kept == transfers.copied == 3 * TOKENS * 32 * 4 + min(blocks, 3) * seen
+    assert need.kept == 2 * TOKENS * 32 * 4 + min(blocks, 2) * seen
+
+
 def test_published_sizes_of_14b() -> None:
     """Parameters of the released model: 351.4 M a block, 14.288 G in all (shared/reference/performance.md, 1.1)."""
     block, _ = block_bytes(T2V_14B, Holding())
