@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 import os
+import platform
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -20,10 +21,12 @@ ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 def grow_memory_in_place() -> None:
     """Give torch the setting above, unless the user's environment has one; to be called before torch is imported.
 
-    Linux alone: elsewhere torch warns that it cannot.
+    Linux alone: elsewhere torch warns that it cannot. Not on Linux inside Windows (WSL), where drivers have failed on
+    it with errors that name no cause (pytorch issue 192330).
     """
     names = [*ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"]
-    if sys.platform == "linux" and not any(name in os.environ for name in names):
+    if sys.platform == "linux" and "microsoft" not in platform.release().lower() and not any(
+            name in os.environ for name in names):
         os.environ.update(ALLOCATOR)
 
 

@@ -1,6 +1,7 @@
 """Settings that fit a large model on to a small card; imports no torch, so that `--help` stays quick."""
 
 from common.config import Section, flag
+from wan.memory.policy_names import policies_of
 
 
 class SmallCardSection(Section):
@@ -18,7 +19,8 @@ class SmallCardSection(Section):
     gradient_checkpointing_cpu_offload: bool = flag(
         False, "with --gradient_checkpointing, let the blocks' inputs wait in host memory too: 12 GiB less on the GPU "
                "for 14B at 480x832x81; copied beside the computing, numbers do not change. With --memory attention "
-               "what self-attention gave waits there as well and is not computed again, which is faster",
+               "what self-attention gave waits there as well and is not computed again (changes rounding in compiled "
+               "blocks)",
         differs="page-locked and asynchronous, both ways")
 
     @property
@@ -30,13 +32,14 @@ class SmallCardSection(Section):
 
     def problems_with(self, layers: int, activations: str) -> list[str]:
         """What does not go together with a base of so many blocks and these policies (`SpeedSection.activations`)."""
-        policies = set(activations.partition(":")[0] for activations in activations.split(","))
-        keeps_on_gpu = policies - ({"full", "attention"} if self.gradient_checkpointing_cpu_offload else {"full"})
+        may_wait = self.gradient_checkpointing_cpu_offload and activations != "auto"
+        recomputes = activations == "full" or (
+            may_wait and not set(policies_of(activations, layers)) - {"attention", "full"})
         found = []
         if self.blocks_to_swap > layers:
             found.append(f"--blocks_to_swap {self.blocks_to_swap}: this base has {layers} blocks. Use at most that.")
         for name in ("blocks_to_swap", "gradient_checkpointing_cpu_offload"):
-            if getattr(self, name) and keeps_on_gpu:
+            if getattr(self, name) and not recomputes:
                 found.append(f"--{name} needs --gradient_checkpointing (that is, --memory full; with "
                              "--gradient_checkpointing_cpu_offload also --memory attention): blocks that are not "
                              "computed again in the backward pass keep their weights and activations on the GPU. "

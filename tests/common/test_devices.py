@@ -1,6 +1,7 @@
 """Picking a device, and its memory."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -47,7 +48,8 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="torch's allocator grows in place on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux" or "microsoft" in platform.release().lower(),
+                    reason="torch's allocator grows in place on Linux alone")
 def test_every_script_has_gpu_memory_grow_in_place_before_torch_is_there() -> None:
     environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
     told = subprocess.run([sys.executable, "-c", ASK_HELP, *SCRIPTS], cwd=ROOT, env=environment, capture_output=True,
@@ -66,9 +68,15 @@ def test_what_the_user_has_set_for_the_allocator_stays(monkeypatch: pytest.Monke
     assert dict(os.environ) == before
 
 
-def test_elsewhere_than_on_linux_the_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
-    monkeypatch.setattr(sys, "platform", "win32")
+@pytest.mark.parametrize(("system", "release", "is_taken"), [
+    ("win32", "11", False), ("linux", "6.6.87.2-microsoft-standard-WSL2", False), ("linux", "6.8.0-45-generic", True)])
+def test_the_allocator_grows_in_place_on_linux_alone(monkeypatch: pytest.MonkeyPatch, system: str, release: str,
+                                                     is_taken: bool) -> None:
+    for one in [one for one in os.environ if one.endswith("ALLOC_CONF")]:
+        monkeypatch.delenv(one)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr("platform.release", lambda: release)
     before = dict(os.environ)
     grow_memory_in_place()
-    assert dict(os.environ) == before
+    assert (dict(os.environ) != before) == is_taken
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")  # so that it is taken back

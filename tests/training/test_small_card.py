@@ -18,7 +18,7 @@ def _trained(data: Path, weights: Path, out: Path, **more: Any) -> tuple[dict[st
 
 
 SMALL: dict[str, dict[str, Any]] = {"full": {"gradient_checkpointing": True}, "attention": {"memory": "attention"},
-                                    "some attention": {"memory": "attention:2,full"}}
+                                    "some attention": {"memory": "attention:2, full"}}
 
 
 @pytest.mark.parametrize("kept", SMALL)
@@ -41,6 +41,7 @@ def test_swapping_and_offloading_change_no_number(talking: Path, weights: Path, 
     ({"blocks_to_swap": 1}, "--blocks_to_swap needs --gradient_checkpointing"),
     ({"gradient_checkpointing_cpu_offload": True},
      "--gradient_checkpointing_cpu_offload needs --gradient_checkpointing"),
+    ({"blocks_to_swap": 1, "memory": "full:2,full"}, "--blocks_to_swap needs --gradient_checkpointing"),
     ({"blocks_to_swap": 1, "memory": "attention"}, "--blocks_to_swap needs --gradient_checkpointing"),
     ({"gradient_checkpointing_cpu_offload": True, "memory": "matmuls:1,full"},
      "--gradient_checkpointing_cpu_offload needs --gradient_checkpointing"),

@@ -90,7 +90,7 @@ def planned(step: Step, static: int, block: int, *, policies: Sequence[Policy] =
     """
     kept: list[Policy] = list(policies) or ["full"] * step.variant.layers
     if offloads:
-        kept = kept[:2]
+        kept = sorted(kept, key=step.kept)[-2:]
     return static + step.activations(kept) - max(0, swapped - RING) * block
 
 

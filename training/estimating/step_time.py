@@ -42,7 +42,9 @@ class Size:
 
     def step_flops(self, recipe: Recipe) -> float:
         """Operations of forward and backward of such a batch."""
-        return self.samples * flops(recipe.variant, self.tokens).step(recipe.checkpointing)
+        each = flops(recipe.variant, self.tokens)
+        spared = each.attention * recipe.offloaded_attention / recipe.variant.layers
+        return self.samples * (each.step(recipe.checkpointing) - spared)
 
     @property
     def name(self) -> str:
@@ -78,8 +80,8 @@ def measure(recipe: Recipe, few: Portions, inputs: StepInputs, device: torch.dev
 
 
 def _measured(recipe: Recipe, few: Portions, inputs: StepInputs, device: torch.device) -> Timing:
-    if kept := recipe.offloaded_attention:  # nothing waits in host memory here, and as much is computed again
-        recipe = replace(recipe, activations=f"attention:{kept},full")
+    if recipe.offloaded_attention == recipe.variant.layers:  # nothing waits in host memory here; as much is computed
+        recipe = replace(recipe, activations="attention")
     trial = Trial(recipe, partial(random_weight, device=device), dit=empty_dit(recipe), device=device,
                   blocks=few.blocks)
     trial.make_optimizer()

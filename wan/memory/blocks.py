@@ -108,8 +108,8 @@ class BlockRunner:
         block, bare = self.blocks[i], without_hooks(inputs)
         first, whole, seen = "attentions", "forward", tuple[Tensor, ...]()
         if keeper() is not None:  # the attention itself then stands between what is compiled
-            queries = self._part("project", policy)(block, tokens, bare)
-            first, whole, seen = "after_self_attention", "rest", (block.self_attn.look(*queries),)
+            first, whole = "after_self_attention", "rest"
+            seen = (block.self_attn.look(*self._part("project", policy)(block, tokens, bare)),)
         if points.after_cross_attention:
             tokens = self._part(first, policy)(block, tokens, bare, *seen)
             for state in points.after_cross_attention:

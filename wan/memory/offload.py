@@ -21,7 +21,7 @@ from wan.modules.attention import attend
 from wan.modules.attention_halves import Results, again, keeping, kernel_of
 from wan.modules.dit import WanDiT
 
-LARGE = 64
+LARGE = 256
 """What has fewer bytes than the block's input by so many times stays on the device."""
 
 
@@ -75,14 +75,15 @@ class _Kept:
             transfers.wait(self._left)
             self.on_device = self._source = None
 
-    def fetch(self, transfers: Transfers) -> None:
-        """Begin to copy it back, where it is not on the device."""
+    def fetch(self, transfers: Transfers) -> Any:
+        """Begin to copy it back, where it is not on the device; the moment at which it is."""
         if self.on_device is not None:
-            return
+            return self._returned
         assert self._host is not None
         found = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         self._returned = transfers.copy(found.view(-1).view(torch.uint8), self._host, transfers.moment())
         self.on_device = found.requires_grad_(self.requires_grad)
+        return self._returned
 
     def take(self, transfers: Transfers) -> Tensor:
         """The tensor for the recomputation, which is the last to need it on the device."""
@@ -122,7 +123,7 @@ class _KeptOfBlock:
         return [self.input, *self._seen]
 
     def results(self, transfers: Transfers, compute: Callable[[], Results]) -> Results:
-        """What `compute` gives, the first time; from then on what it gave."""
+        """What `compute` gives in the forward pass; from then on what it gave."""
         if self._seen:
             return tuple(one.take(transfers) for one in self._seen)
         found = compute()
@@ -145,10 +146,14 @@ class ActivationOffload:
         self._transfers = transfers or transfers_for(dit.device)
         self._pools: dict[int, _HostPool] = {}
         self._previous: _KeptOfBlock | None = None
+        self._arriving: Any = None
+        """Moment at which all that was brought back is there."""
         wrap(dit, self.recomputed)
 
     def recomputed(self, run_block: RunBlock, i: int, tokens: Tensor, inputs: Any) -> Tensor:
         """`run_block(i, tokens, inputs)`, recomputed in the backward pass."""
+        if i == 0:
+            self._begin()
         if not torch.is_grad_enabled():
             return run_block(i, tokens, inputs)
         # The backward pass begins with the last one.
@@ -169,14 +174,21 @@ class ActivationOffload:
         tokens = given.pop() if given else kept.input.take(self._transfers)
         if i not in self._attention:
             return run_block(i, tokens, inputs)
-        with keeping(functools.partial(self._look, kept)):
+        with keeping(functools.partial(self._look, [kept])):
             return run_block(i, tokens, inputs)
 
-    def _look(self, kept: _KeptOfBlock, q: Tensor, k: Tensor, v: Tensor, backend: str | None) -> Tensor:
-        kernel = kernel_of(backend, q, k)
+    def _look(self, turn: list[_KeptOfBlock], q: Tensor, k: Tensor, v: Tensor, backend: str | None) -> Tensor:
+        """The first self-attention of a run is kept, any other (of a condition with blocks of its own) is not."""
+        kernel = kernel_of(backend, q, k) if turn else None
         if kernel is None:
             return attend(q, k, v, backend=backend)
-        return again(kernel, functools.partial(kept.results, self._transfers), q, k, v)
+        return again(kernel, functools.partial(turn.pop().results, self._transfers), q, k, v)
+
+    def _begin(self) -> None:
+        """A pass begins: what one that was broken off has left is let go, behind the copies from and to it."""
+        self._let_go(None)
+        self._transfers.wait(self._arriving)
+        self._arriving = None
 
     def _leave(self, kept: _Kept, place: int) -> None:
         """Each place has a pool of its own, in which all buffers are of about one size."""
@@ -196,7 +208,7 @@ class ActivationOffload:
             return
         for block in self._following(now):
             for one in block.tensors:
-                one.fetch(self._transfers)
+                self._arriving = one.fetch(self._transfers) or self._arriving
 
     def _following(self, now: _KeptOfBlock) -> Sequence[_KeptOfBlock]:
         before = None if now.before is None else now.before()

@@ -112,7 +112,8 @@ def parts_of(q: Float[Tensor, "B L N K"], k: Float[Tensor, "B S N K"]) -> int:
     samples, length, heads, _ = q.shape
     programs = samples * heads * -(-k.shape[1] // KEYS_A_PROGRAM)
     wanted = min(-(-BUSY // programs), MOST_PARTS, length // SHORTEST_PART)
-    even = [count for count in range(1, MOST_PARTS + 1) if length % count == 0]
+    even = [1, *(count for count in range(2, MOST_PARTS + 1)
+                 if length % count == 0 and length // count >= SHORTEST_PART)]
     return next((count for count in even if count >= wanted), even[-1])
 
 

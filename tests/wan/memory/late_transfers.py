@@ -23,20 +23,21 @@ class LateTransfers(PlainTransfers):
 
     def __init__(self) -> None:
         self.copied = 0
-        self._pending: list[_Copy] = []
+        self.pending: list[_Copy] = []
+        """Copies that nothing has waited for yet."""
 
     def copy(self, target: Tensor, source: Tensor, after: None) -> _Copy:  # type: ignore[override]
-        for one in [*self._pending]:  # copies keep their order: what is read or overwritten now has been written
+        for one in [*self.pending]:  # copies keep their order: what is read or overwritten now has been written
             if one.target.data_ptr() in (source.data_ptr(), target.data_ptr()):
                 self.wait(one)
         target.fill_(0xFF)
         self.copied += target.numel()
-        self._pending.append(_Copy(target, source))
-        return self._pending[-1]
+        self.pending.append(_Copy(target, source))
+        return self.pending[-1]
 
     def wait(self, moment: _Copy | None) -> None:  # type: ignore[override]
         if moment is not None and not moment.is_done:
             with torch.no_grad():
                 moment.target.copy_(moment.source)
             moment.is_done = True
-            self._pending.remove(moment)
+            self.pending.remove(moment)

@@ -21,6 +21,7 @@ from wan.memory.swap import BlockSwap
 from wan.memory.transfers import PlainTransfers
 from wan.modules import attention_halves
 from wan.modules.dit import WanDiT
+from wan.modules.hooks import Forward, Hooks
 
 TRANSFERS: dict[str, Callable[[], PlainTransfers]] = {"early": PlainTransfers, "late": LateTransfers}
 TOKEN_BYTES = 2 * 3 * 2 * 3 * 32 * 4
@@ -111,6 +112,78 @@ def test_kept_attention_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -
     assert len(computed) == 4
     assert transfers.copied == 6 * (2 * TOKEN_BYTES + statistics)
     assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
+class BlockOfItsOwn(Hooks):
+    """Looks at the tokens by a block of its own before each of the model's."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.own = weight, tiny_dit(seed=5)
+
+    def before_block(self, i: int, tokens: Tensor, forward: Forward) -> Tensor:
+        _, inputs = self.own.embed(*tiny_inputs())
+        seen: Tensor = self.own.blocks[i](i, tokens * self.weight, inputs)
+        return tokens + 0.1 * seen
+
+
+def test_a_conditions_own_attention_is_not_taken_for_the_blocks() -> None:
+    plain, dit = tiny_dit(), tiny_dit()
+    expected = gradients(plain, trained(plain), BlockOfItsOwn)
+    ActivationOffload(dit, attention=range(4), transfers=LateTransfers())
+    for found, right in zip(gradients(dit, trained(dit), BlockOfItsOwn), expected, strict=True):
+        assert torch.equal(found, right)
+
+
+class Broken(Exception):
+    """Of a pass."""
+
+
+def test_what_a_broken_forward_pass_left_is_let_go_in_the_next_one() -> None:
+    dit, alive = tiny_dit(), list[weakref.ref[Tensor]]()
+    original = dit.run_block
+
+    def breaks(i: int, tokens: Tensor, inputs: object) -> Tensor:
+        if torch.is_grad_enabled():
+            alive.append(weakref.ref(tokens))
+            if i == 2:
+                raise Broken
+        return original(i, tokens, inputs)  # type: ignore[arg-type]
+
+    dit.run_block = breaks  # type: ignore[method-assign]
+    ActivationOffload(dit, attention=range(4), transfers=LateTransfers())
+    _network(dit)
+    with pytest.raises(Broken):
+        dit(*tiny_inputs())
+    gc.collect()
+    assert any(one() is not None for one in alive)
+    with torch.no_grad():
+        dit(*tiny_inputs())
+    gc.collect()
+    assert not any(one() is not None for one in alive)
+
+
+def test_copies_of_a_broken_backward_pass_are_waited_for_before_the_next_pass() -> None:
+    """Their memory has been given back, and another tensor may lie there by then."""
+    dit, transfers = tiny_dit(), LateTransfers()
+    original, broken = dit.run_block, [False]
+
+    def breaks(i: int, tokens: Tensor, inputs: object) -> Tensor:
+        if broken[0] and i == 2:
+            raise Broken
+        return original(i, tokens, inputs)  # type: ignore[arg-type]
+
+    dit.run_block = breaks  # type: ignore[method-assign]
+    ActivationOffload(dit, attention=range(4), transfers=transfers)
+    _network(dit)
+    loss = (dit(*tiny_inputs()) ** 2).mean()
+    broken[0] = True
+    with pytest.raises(Broken):
+        loss.backward()
+    broken[0] = False
+    assert transfers.pending
+    last = transfers.pending[-1]
+    dit(*tiny_inputs())
+    assert last.is_done
 
 
 def test_a_back_end_without_halves_is_computed_again() -> None:
