@@ -1,4 +1,4 @@
-"""`attend()`: the one place that calls an attention kernel, through named back ends."""
+"""`attend()`: attention through named back ends. Kernels are called here and, by their halves, in `attention_halves`."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
