@@ -1,4 +1,4 @@
-"""`attend()`: attention through named back ends. Kernels are called here and, by their halves, in `attention_halves`."""
+"""`attend()`: attention through named back ends. Kernels are called here and, by halves, in `attention_halves`."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
