@@ -13,7 +13,8 @@ from training.estimating.live_bytes import LiveBytes
 from wan.conditions.base import Condition
 from wan.conditions.registry import CONDITIONS, build_condition
 from wan.memory.blocks import run_blocks
-from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears
+from wan.memory.fp8 import Fp8Linear, Fp8Settings
+from wan.memory.fp8_model import use_fp8_linears
 from wan.memory.policies import POLICIES, SHORT_KEYS, Policy
 from wan.modules.dit import WanDiT
 from wan.variants import Variant

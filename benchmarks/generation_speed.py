@@ -40,7 +40,8 @@ from inference.magcache import MagCache  # noqa: E402
 from inference.step_cache import Rule, StepCache, run_with_cache  # noqa: E402
 from inference.teacache import COEFFICIENTS, TeaCache  # noqa: E402
 from wan.memory.blocks import run_blocks  # noqa: E402
-from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears  # noqa: E402
+from wan.memory.fp8 import Fp8Linear, Fp8Settings  # noqa: E402
+from wan.memory.fp8_model import use_fp8_linears  # noqa: E402
 from wan.memory.vae_speed import VaeSpeed, speed_up  # noqa: E402
 from wan.modules.constants import Constants  # noqa: E402
 from wan.modules.dit import WanDiT  # noqa: E402

@@ -104,7 +104,7 @@ def work(given: argparse.Namespace) -> int:
     import torch
 
     from common.logs import setup_logging
-    from wan.memory.fp8 import fp8_products_everywhere
+    from wan.memory.fp8_model import fp8_products_everywhere
 
     setup_logging()
     failed = False

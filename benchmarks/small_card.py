@@ -30,7 +30,8 @@ from benchmarks.random_weights import SIZES  # noqa: E402
 from benchmarks.records import Records  # noqa: E402
 from networks.lora_wan import create_network  # noqa: E402
 from wan.memory.estimate import Holding, memory_need  # noqa: E402
-from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears  # noqa: E402
+from wan.memory.fp8 import Fp8Linear, Fp8Settings  # noqa: E402
+from wan.memory.fp8_model import use_fp8_linears  # noqa: E402
 from wan.memory.offload import ActivationOffload  # noqa: E402
 from wan.memory.recompute import recompute_blocks  # noqa: E402
 from wan.memory.swap import BlockSwap  # noqa: E402

@@ -19,7 +19,8 @@ from networks.merge import LoraMerge
 import wan
 from wan.conditions.base import Condition
 from wan.memory.blocks import run_blocks
-from wan.memory.fp8 import Fp8Settings, require_fp8_compute
+from wan.memory.fp8 import Fp8Settings
+from wan.memory.fp8_model import require_fp8_compute
 from wan.memory.swap import BlockSwap, spread
 from wan.memory.vae_speed import speed_up, usual_speed
 from wan.modules.attention_probe import choose_attention

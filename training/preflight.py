@@ -39,7 +39,7 @@ from training.showing import SOUND, Showing, resolve
 from training.timesteps import TimestepSettings, check_settings
 from wan.conditions.base import Condition
 from wan.conditions.registry import build_condition, find_condition, refuse_mixture
-from wan.memory.fp8 import require_fp8_compute
+from wan.memory.fp8_model import require_fp8_compute
 from wan.modules.attention import check_backend
 from wan.modules.dit import WanDiT
 from wan.variants import Task, Variant, check_task, find_task

@@ -11,7 +11,7 @@ from common.errors import ConfigError
 from tests.training.runs import losses, settings
 from training import train
 from training.estimating.memory_choice import planned, refuse_moving_graphs, settle
-from wan.memory.fp8 import fp8_products_everywhere
+from wan.memory.fp8_model import fp8_products_everywhere
 from wan.memory.planner import Step
 from wan.memory.policies import parse_policies
 from wan.variants import Variant

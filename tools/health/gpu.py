@@ -87,7 +87,7 @@ def check_devices(_: Patient) -> Iterator[Finding]:
         return
     import torch
 
-    from wan.memory.fp8 import FIRST_CAPABILITY_WITH_FP8
+    from wan.memory.fp8_model import FIRST_CAPABILITY_WITH_FP8
 
     for index in range(torch.cuda.device_count()):
         device, name = f"cuda:{index}", f"GPU {index}"

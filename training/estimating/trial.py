@@ -29,7 +29,8 @@ from training.timesteps import TimestepSettings
 from wan.conditions.registry import build_condition, find_condition
 from wan.conditions.sound import AudioCondition
 from wan.memory.blocks import run_blocks
-from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears
+from wan.memory.fp8 import Fp8Linear, Fp8Settings
+from wan.memory.fp8_model import use_fp8_linears
 from wan.memory.policies import parse_policies
 from wan.memory.swap import RING
 from wan.modules.dit import WanDiT

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from common.errors import WeightsError
 from wan.encoders.detect import count_blocks, need
 from wan.encoders.tokenizer import EMBEDDED_KEY, Tokenizer, find_tokenizer
-from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears
+from wan.memory.fp8 import Fp8Linear, Fp8Settings
+from wan.memory.fp8_model import use_fp8_linears
 from wan.weights.load import load_into
 from wan.weights.source import WeightsSource, open_weights
 

@@ -7,7 +7,6 @@ from the 16 bits, as the operations apart have it.
 """
 
 import functools
-from typing import NamedTuple
 
 from jaxtyping import Float
 import torch
@@ -15,24 +14,13 @@ from torch import Tensor
 
 from common.kernels import reason_against
 from common.operators import operator
-from wan.memory.fp8 import FP8_DTYPES
+from wan.memory.fp8 import FP8_DTYPES, Format
 from wan.modules.block import gelu_by_sigmoid
 from wan.modules.rows import WIDEST, layer_norm_rows
 
 E4M3 = FP8_DTYPES[0]
 LARGEST = torch.finfo(E4M3).max
 SMALLEST_SCALE = 1e-12
-
-
-class Format(NamedTuple):
-    """What rows are written in."""
-
-    dtype: torch.dtype
-    largest: float
-    """Of the numbers of a row, as it is written."""
-    smallest_scale: float
-
-
 FORMAT = Format(E4M3, LARGEST, SMALLEST_SCALE)
 
 

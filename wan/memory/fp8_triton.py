@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from common.devices import on_its_device
-from wan.memory.fp8_rows import Format
+from wan.memory.fp8 import Format
 from wan.modules.block import CUBIC, TWO_SQRT_2_BY_PI
 from wan.modules.rows_triton import columns, normed_row, warps
 

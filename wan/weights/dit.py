@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from common.errors import WeightsError
-from wan.memory.fp8 import FP8_DTYPES, Fp8Settings, use_fp8_linears
+from wan.memory.fp8 import FP8_DTYPES, Fp8Settings
+from wan.memory.fp8_model import use_fp8_linears
 from wan.modules.dit import WanDiT
 from wan.variants import Variant
 from wan.weights.detect import RELEASED_HEAD_DIM, detect_dit

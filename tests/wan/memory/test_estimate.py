@@ -11,7 +11,8 @@ from networks.lora_wan import create_network
 from tests.tiny_dit import tiny_dit, tiny_inputs, tiny_variant
 from tests.wan.memory.late_transfers import LateTransfers
 from wan.memory.estimate import Holding, block_bytes, memory_need, rest_bytes
-from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears
+from wan.memory.fp8 import Fp8Linear, Fp8Settings
+from wan.memory.fp8_model import use_fp8_linears
 from wan.memory.offload import ActivationOffload
 from wan.memory.recompute import RunBlock, recompute_blocks, wrap
 from wan.memory.swap import BlockSwap

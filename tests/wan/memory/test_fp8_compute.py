@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from networks.layer import Dropouts, LoraLayer, Switch
 from networks.lycoris import DoraLayer
 from tests.tiny_dit import tiny_dit, tiny_inputs, tiny_variant
-from wan.memory.fp8 import Fp8Linear, Fp8Settings, Quantised, dequantise, quantise, use_fp8_linears
+from wan.memory.fp8 import Fp8Linear, Fp8Settings, Quantised, dequantise, quantise
 from wan.memory.fp8_compute import Fp8ProductLinear
+from wan.memory.fp8_model import use_fp8_linears
 from wan.memory.fp8_rows import LARGEST, quantise_rows
 from wan.modules.dit import WanDiT
 

@@ -12,7 +12,8 @@ from networks.lora_wan import create_network
 from networks.network import Network
 from tests.tiny_dit import tiny_dit, tiny_inputs, tiny_variant
 from tests.wan.memory.late_transfers import LateTransfers
-from wan.memory.fp8 import Fp8Linear, Fp8Settings, use_fp8_linears
+from wan.memory.fp8 import Fp8Linear, Fp8Settings
+from wan.memory.fp8_model import use_fp8_linears
 from wan.memory.recompute import RunBlock, recompute_blocks, recomputes_blocks, wrap, wrappers
 from wan.memory.swap import ALIGNMENT, BlockSwap, parts_of, spread
 from wan.memory.transfers import PlainTransfers

@@ -13,7 +13,8 @@ from torch import nn
 from common.errors import WeightsError
 from common.tensorfile import load_tensors, save_tensors
 import wan
-from wan.memory.fp8 import Fp8Linear, Fp8Settings, quantise, use_fp8_linears
+from wan.memory.fp8 import Fp8Linear, Fp8Settings, quantise
+from wan.memory.fp8_model import use_fp8_linears
 from wan.weights.load import Adapted, load_into
 from wan.weights.source import WeightsSource, open_weights
 
