@@ -11,15 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from common.errors import ConfigError
 import wan
-from wan.memory.fp8 import (
-    Fp8Linear,
-    Fp8Settings,
-    Quantised,
-    dequantise,
-    quantise,
-    require_fp8_compute,
-    use_fp8_linears,
-)
+from wan.memory.fp8 import Fp8Linear, Fp8Settings, Quantised, dequantise, quantise
+from wan.memory.fp8_model import require_fp8_compute, use_fp8_linears
 
 DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 MODES = ("tensor", "channel", "block")
