@@ -1,6 +1,6 @@
 """Attention kernels by their halves, so that a block that is computed again is spared the first one.
 
-A keeper is a function that stands in the place of `attend` in every self-attention that runs inside `keeping(keeper)`,
+A keeper is a function that stands in the place of `attend` in every self-attention that runs inside `keeping(it)`,
 and `again` gives the result of a kernel that has been computed before a backward pass of its own.
 """
 
@@ -27,9 +27,9 @@ _KEEPER: ContextVar[Keeper | None] = ContextVar("keeper", default=None)
 
 
 @contextmanager
-def keeping(keeper: Keeper) -> Iterator[None]:
-    """Inside, self-attention is `keeper`'s. Compiled code does not look: its caller must stop in front of it."""
-    token = _KEEPER.set(keeper)
+def keeping(one: Keeper) -> Iterator[None]:
+    """Inside, self-attention is `one`'s. Compiled code does not look: its caller must stop in front of it."""
+    token = _KEEPER.set(one)
     try:
         yield
     finally:
