@@ -22,9 +22,9 @@ STATIC, BLOCK = int(18.5 * GIB), int(0.34 * GIB)
 """Of 14B in float8 with a LoRA of rank 32."""
 
 
-def choice(frames: int, gib: float) -> dict[str, Any]:
+def choice(frames: int, gib: float, host_gib: float = 0) -> dict[str, Any]:
     step = Step(LARGE, (frames // 4 + 1) * 1560, compiled=True)
-    return settle(step, STATIC, int(gib * GIB), BLOCK)
+    return settle(step, STATIC, int(gib * GIB), BLOCK, int(host_gib * GIB))
 
 
 def test_a_large_card_keeps_products_and_a_small_one_moves_blocks_out() -> None:
@@ -45,6 +45,17 @@ def test_as_few_blocks_are_moved_out_as_will_do() -> None:
     assert seen == 2 * step.unit, "what two blocks' attention gave"
     mix = parse_policies(choice(81, 70)["memory"], 40)
     assert planned(step, STATIC, BLOCK, policies=mix) <= 70 * GIB < planned(step, STATIC, BLOCK, policies=["none"] * 40)
+
+
+def test_attention_waits_in_host_memory_where_that_spares_computing_it_again() -> None:
+    outside = {"memory": "attention", "gradient_checkpointing_cpu_offload": True}
+    assert choice(81, 40, 64) == outside, "in place of attention kept in some blocks"
+    assert "blocks_to_swap" not in choice(81, 40) and "full" in choice(81, 40)["memory"]
+    small = choice(81, 21, 64)
+    assert small == {**outside, "blocks_to_swap": small["blocks_to_swap"]}
+    assert small["blocks_to_swap"] > choice(81, 21)["blocks_to_swap"]
+    assert choice(81, 21, 30) == choice(81, 21), "24.6 GiB of tokens and 9 of blocks are too much for 30"
+    assert choice(81, 70, 200) == choice(81, 70), "all attention stays on the GPU"
 
 
 def test_what_cannot_fit_says_how_much_it_needs() -> None:

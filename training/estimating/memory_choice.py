@@ -21,6 +21,11 @@ from wan.memory.swap import RING
 
 log = get_logger(__name__)
 
+HALVED = ("auto", "sdpa", "cudnn", "fa4")
+"""Back ends whose attention need not be computed again (`wan.modules.attention_halves`)."""
+HOST_SHARE = 0.7
+"""Of the host memory that is free: the rest is for readers, caches of files and encoders of previews. A choice."""
+
 
 def decide(config: TrainConfig, plan: Plan, batches: EpochBatches) -> TrainConfig:
     """The settings with `--memory auto` replaced by what it comes to on this process's device.
@@ -38,13 +43,15 @@ def decide(config: TrainConfig, plan: Plan, batches: EpochBatches) -> TrainConfi
     step = Step(plan.variant, largest_batch(plan), config.speed.compiles, recipe.own_times)
     block = block_bytes(plan.variant, Holding(recipe.dtype, recipe.fp8))[1]
     static, room = static_bytes(memory), int(free * (1 - MARGIN)) - CONTEXT
-    found = settle(step, static, room, block)
+    stays = config.speed.attention not in HALVED or (config.speed.compiles and config.speed.compile_mode in RECORDING)
+    host = 0 if stays else host_room(batches.processes.count)
+    found = settle(step, static, room, block, host)
     log.info("--memory auto: %.1f GiB are free, what stays there takes %.1f: %s", free / GIB, static / GIB,
              _words(found))
     if recipe.fp8 is None and len(found) > 1:
         smaller = block_bytes(plan.variant, Holding(recipe.dtype, Fp8Settings()))[1]
         log.info("--memory auto: with --fp8_base, which halves the base's memory and rounds its weights, it would be: "
-                 "%s", _words(settle(step, static - plan.variant.layers * (block - smaller), room, smaller)))
+                 "%s", _words(settle(step, static - plan.variant.layers * (block - smaller), room, smaller, host)))
     decided = _with(config, **found)
     refuse_moving_graphs(decided)
     return decided
@@ -63,23 +70,49 @@ def _words(found: dict[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in found.items())
 
 
-def settle(step: Step, static: int, room: int, block: int) -> dict[str, object]:
-    """Settings that fit `static` bytes and the step's activations into `room`; `block` is the weights of one block.
+def host_room(processes: int) -> int:
+    """Bytes of host memory that each of so many processes may lock."""
+    import psutil
 
-    First what is kept for the backward pass, then the blocks' inputs to host memory, then as few blocks as will do.
+    return int(psutil.virtual_memory().available * HOST_SHARE / processes)
+
+
+def settle(step: Step, static: int, room: int, block: int, host: int = 0) -> dict[str, object]:
+    """Settings that fit `static` bytes and the step's activations into `room`, and what waits outside into `host`;
+    `block` is the weights of one block.
+
+    First what is kept for the backward pass, attention at least; then the blocks' inputs and what their attention gave
+    to host memory, with as few blocks as will do; without the room for that, as much attention as can be kept on the
+    GPU, or none, and the inputs alone in host memory.
     """
-    left = room - static
-    if (mix := choose(step, left)) is not None:
+    mix = choose(step, room - static)
+    if mix is not None and "full" not in mix:
         return {"memory": as_text(mix)}
     layers = step.variant.layers
-    for swapped in range(layers + 1):
-        if planned(step, static, block, swapped=swapped, offloads=True) <= room:
-            found: dict[str, object] = {"memory": "full", "gradient_checkpointing_cpu_offload": True}
-            return found | ({"blocks_to_swap": swapped} if swapped else {})
+    if (swapped := _swapped(step, static, room, block, "attention")) is not None:
+        outside = swapped * block + (layers - 1) * step.unit * 2 + (layers - 1) * step.tokens * step.variant.heads * 4
+        if outside <= host:
+            return _moved("attention", swapped)
+    if mix is not None:
+        return {"memory": as_text(mix)}
+    if (swapped := _swapped(step, static, room, block, "full")) is not None:
+        return _moved("full", swapped)
     least = planned(step, static, block, swapped=layers, offloads=True) / GIB
     raise ConfigError(f"--memory auto: a step of {step.tokens} tokens needs {least:.1f} GiB with every block swapped, "
                       f"and {room / GIB:.1f} can be had. Show shorter clips (--max_tokens), train a smaller network, "
                       "or use --fp8_base.")
+
+
+def _swapped(step: Step, static: int, room: int, block: int, policy: Policy) -> int | None:
+    """The fewest blocks with which it fits; None where no number will do."""
+    layers = step.variant.layers
+    return next((count for count in range(layers + 1) if planned(
+        step, static, block, policies=[policy] * layers, swapped=count, offloads=True) <= room), None)
+
+
+def _moved(policy: Policy, swapped: int) -> dict[str, object]:
+    found: dict[str, object] = {"memory": policy, "gradient_checkpointing_cpu_offload": True}
+    return found | ({"blocks_to_swap": swapped} if swapped else {})
 
 
 def planned(step: Step, static: int, block: int, *, policies: Sequence[Policy] = (), swapped: int = 0,
