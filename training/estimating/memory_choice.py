@@ -119,11 +119,12 @@ def planned(step: Step, static: int, block: int, *, policies: Sequence[Policy] =
             offloads: bool = False) -> int:
     """Bytes at the peak of a step, as `settle` reckons; `static` with no block swapped.
 
-    With `offloads` what two blocks keep is on the GPU at a time: their inputs, unless `policies` say more.
+    With `offloads` what two blocks keep is on the GPU at a time: their inputs and, where `policies` say so, what the
+    attention of one gave (that of the block in work is among what it works with).
     """
     kept: list[Policy] = list(policies) or ["full"] * step.variant.layers
     if offloads:
-        kept = sorted(kept, key=step.kept)[-2:]
+        kept = ["full", max(kept, key=step.kept)]
     return static + step.activations(kept) - max(0, swapped - RING) * block
 
 

@@ -142,7 +142,8 @@ def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = T
 def with_host_memory(memory: Memory, recipe: Recipe, inputs: StepInputs) -> Memory:
     """`memory` of the recipe without swapped blocks and offloading, less what these move to host memory.
 
-    The step peaks where the backward pass begins, when every input is kept.
+    The step peaks where the backward pass begins, when every input is kept. What the attention of the block in work gave
+    is among its own activations.
     """
     samples, _, frames, height, width = inputs.latents.shape
     depth, rows, columns = recipe.variant.patch
@@ -150,7 +151,7 @@ def with_host_memory(memory: Memory, recipe: Recipe, inputs: StepInputs) -> Memo
     holding = Holding(recipe.dtype, recipe.fp8)
     plain = memory_need(recipe.variant, holding, tokens)
     moved = replace(holding, swapped=recipe.swapped, ring=recipe.ring, offloads=recipe.offloads,
-                    attention=recipe.offloaded_attention)
+                    attention=min(recipe.offloaded_attention, 1))
     small = memory_need(recipe.variant, moved, tokens)
     return replace(memory, base=memory.base - plain.weights + small.weights + small.ring,
                    activations=memory.activations - plain.kept + small.kept)

@@ -17,8 +17,11 @@ Backend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 HALF = (torch.bfloat16, torch.float16)
 FEW_KEYS = 4096
 """Below this many keys (text, pictures, short clips) cuDNN's kernel is as fast as the packages' (measured, H200)."""
-KEYS_A_PROGRAM, BUSY = 128, 640
-"""cuDNN's backward pass has a program for each head and so many keys; fewer than `BUSY` leave an H200 partly idle."""
+KEYS_A_PROGRAM, PROCESSORS = 128, 132
+"""cuDNN's backward pass has a program for each head and so many keys; an H200 runs so many programs at a time."""
+BUSY, BUSY_SHARE = 640, 0.85
+"""So many programs keep it busy, and any number that leaves it so busy over all its rounds: 120 do (40 heads, 257 keys),
+160 do not (512 keys); in parts the first were no faster and the second were (measured)."""
 MOST_PARTS, SHORTEST_PART = 16, 512
 """Of the queries of a sample, in `in_parts`."""
 
@@ -111,6 +114,8 @@ def parts_of(q: Float[Tensor, "B L N K"], k: Float[Tensor, "B S N K"]) -> int:
     """
     samples, length, heads, _ = q.shape
     programs = samples * heads * -(-k.shape[1] // KEYS_A_PROGRAM)
+    if programs >= BUSY_SHARE * PROCESSORS * -(-programs // PROCESSORS):
+        return 1
     wanted = min(-(-BUSY // programs), MOST_PARTS, length // SHORTEST_PART)
     even = [1, *(count for count in range(2, MOST_PARTS + 1)
                  if length % count == 0 and length // count >= SHORTEST_PART)]
