@@ -142,8 +142,8 @@ def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = T
 def with_host_memory(memory: Memory, recipe: Recipe, inputs: StepInputs) -> Memory:
     """`memory` of the recipe without swapped blocks and offloading, less what these move to host memory.
 
-    The step peaks where the backward pass begins, when every input is kept. What the attention of the block in work gave
-    is among its own activations.
+    The step peaks where the backward pass begins, when every input is kept. What the attention of the block in work
+    gave is among its own activations.
     """
     samples, _, frames, height, width = inputs.latents.shape
     depth, rows, columns = recipe.variant.patch

@@ -20,8 +20,8 @@ FEW_KEYS = 4096
 KEYS_A_PROGRAM, PROCESSORS = 128, 132
 """cuDNN's backward pass has a program for each head and so many keys; an H200 runs so many programs at a time."""
 BUSY, BUSY_SHARE = 640, 0.85
-"""So many programs keep it busy, and any number that leaves it so busy over all its rounds: 120 do (40 heads, 257 keys),
-160 do not (512 keys); in parts the first were no faster and the second were (measured)."""
+"""So many programs keep it busy, and any number that leaves it so busy over all its rounds: 120 (40 heads, 257 keys) do
+and 160 (512 keys) do not; in parts the first were no faster and the second were (measured)."""
 MOST_PARTS, SHORTEST_PART = 16, 512
 """Of the queries of a sample, in `in_parts`."""
 
