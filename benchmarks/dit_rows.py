@@ -98,8 +98,6 @@ GROUPS: tuple[tuple[Row, ...], ...] = (
         named(T2V, "24 GB, --memory auto, fp8 products", grid=CLIP33, activations="auto", limit=GB24, steps=3,
               seconds=60),
         named(T2V, "24 GB, --memory auto, fp8 products", grid=SQUARE25, activations="auto", limit=GB24, seconds=45),
-        named(T2V, "24 GB, attention kept in 18 blocks, fp8 products", grid=SQUARE25, activations="attention:18,full",
-              limit=GB24, seconds=50),
         named(T2V, "80 GB, --memory auto, fp8 products", activations="auto", limit=GB80, steps=3, seconds=100),
         named(T2V, "48 GB, --memory auto, fp8 products", activations="auto", limit=GB48, steps=3, seconds=100),
         named(T2V, "141 GB, --memory auto, fp8 products", activations="auto", steps=3, seconds=110),
