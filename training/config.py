@@ -96,8 +96,8 @@ class SpeedSection(Section):
     memory: str | None = flag(
         None, "how blocks save memory for the backward pass: none (everything is kept), matmuls (products are kept), "
               "attention (self-attention is kept), full (all is computed again, as --gradient_checkpointing), a mix "
-              "such as matmuls:15,attention, or auto: the fastest that fits on this GPU, with attention in host memory and "
-              "block swap where they must be (docs/performance.md)")
+              "such as matmuls:15,attention, or auto: the fastest that fits on this GPU, with attention in host memory "
+              "and block swap where they must be (docs/performance.md)")
     compile: Literal["auto", "on", "off"] = flag(
         "auto", "compile the blocks: the first step of each size takes a minute longer, the others a fifth to a third "
                 "less; alone it means on, auto is on where CUDA and a compiler are there and the run is long enough to "
