@@ -199,6 +199,16 @@ def test_portions_stand_for_all_blocks() -> None:
     assert few.total(lambda blocks: 5 + sum(weights[i] for i in blocks)) == 5 + sum(weights)
 
 
+@pytest.mark.parametrize(("activations", "outside", "looked_at"), [
+    ("full", 0, {0: 3}), ("attention:3,full", 0, {0: 3}), ("attention:1,full", 0, {0: 1, 1: 2}), ("full", 5, {0: 3}),
+    ("full", 2, {0: 2, 2: 1}),  # of which what attention gave lies in host memory
+])
+def test_blocks_of_each_policy_are_looked_at(activations: str, outside: int, looked_at: dict[int, int]) -> None:
+    five = replace(PLAIN, variant=replace(TINY, layers=5), activations=activations, offloads=outside > 0,
+                   offloaded_attention=outside)
+    assert estimate_memory(five, batch()).portions == Portions((3, 4), tuple(looked_at.items()))
+
+
 def test_operations_are_those_of_the_published_table() -> None:
     # performance figures of Wan2.1 14B at 480x832x81: forward 1678.4 TF, LoRA step 4694 and 6372 with checkpointing.
     big = Variant(dim=5120, ffn_dim=13824, layers=40, heads=40, in_channels=16, out_channels=16, text_dim=4096)

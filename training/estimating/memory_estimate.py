@@ -118,7 +118,8 @@ def estimate_memory(recipe: Recipe, inputs: StepInputs, *, extrapolate: bool = T
         steps = _Static(counter)
         trial = Trial(run, lambda name, shape, dtype: torch.empty(shape, dtype=dtype), dit=dit, told=steps.note)
         batch = inputs.changed(fake_like)
-        few = portions(trial.kinds()) if extrapolate else Portions(tuple(range(recipe.variant.layers)))
+        kinds = trial.kinds(recipe.without_host_memory.activations)  # few blocks are timed later, under their policies
+        few = portions(kinds) if extrapolate else Portions(tuple(range(recipe.variant.layers)))
         trial.bucket.clear()
         state, at_step, note = _optimizer_bytes(trial, counter)
         def peak(blocks: Sequence[int]) -> float:

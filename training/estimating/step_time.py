@@ -5,7 +5,7 @@ here nothing is timed; then only the operations are told.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 import time
@@ -80,8 +80,7 @@ def measure(recipe: Recipe, few: Portions, inputs: StepInputs, device: torch.dev
 
 
 def _measured(recipe: Recipe, few: Portions, inputs: StepInputs, device: torch.device) -> Timing:
-    if recipe.offloaded_attention == recipe.variant.layers:  # nothing waits in host memory here; as much is computed
-        recipe = replace(recipe, activations="attention")
+    recipe = recipe.without_host_memory
     trial = Trial(recipe, partial(random_weight, device=device), dit=empty_dit(recipe), device=device,
                   blocks=few.blocks)
     trial.make_optimizer()

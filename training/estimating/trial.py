@@ -31,7 +31,8 @@ from wan.conditions.sound import AudioCondition
 from wan.memory.blocks import run_blocks
 from wan.memory.fp8 import Fp8Linear, Fp8Settings
 from wan.memory.fp8_model import use_fp8_linears
-from wan.memory.policies import parse_policies
+from wan.memory.planner import as_text
+from wan.memory.policies import Policy, parse_policies
 from wan.memory.swap import RING
 from wan.modules.dit import WanDiT
 from wan.variants import Variant
@@ -86,6 +87,15 @@ class Recipe:
     def checkpointing(self) -> bool:
         """Whether every block is computed again."""
         return self.activations == "full"
+
+    @property
+    def without_host_memory(self) -> "Recipe":
+        """A recipe that computes as much again, and keeps on the device what of it would lie in host memory."""
+        if not self.offloaded_attention:
+            return self
+        kept: list[Policy] = ["attention" if i < self.offloaded_attention else "full"
+                              for i in range(self.variant.layers)]
+        return replace(self, activations=as_text(kept))
 
     @property
     def optimizer_runs_on_fakes(self) -> bool:
@@ -199,15 +209,17 @@ class Trial:
         if is_schedule_free(self.optimizer):
             self.optimizer.train()  # type: ignore[attr-defined]
 
-    def kinds(self) -> list[Any]:
-        """What distinguishes each block: its LoRA layers with their ranks, and the conditions that it hears."""
+    def kinds(self, policies: str) -> list[Any]:
+        """What distinguishes each block: LoRA layers with their ranks, conditions that it hears, its policy."""
         layers: dict[int, list[tuple[str, int]]] = {i: [] for i in range(len(self.dit.blocks))}
         for path, layer in self.network.layers.items():
             _, number, name = path.split(".", 2)
             layers[int(number)].append((name, layer.rank))
         heard = {name: condition.blocks_heard for name, condition in self.job.conditions.items()
                  if isinstance(condition, AudioCondition)}
-        return [(tuple(layers[i]), tuple(name for name, blocks in heard.items() if i in blocks)) for i in layers]
+        kept = parse_policies(policies, len(layers))
+        return [(tuple(layers[i]), tuple(name for name, blocks in heard.items() if i in blocks), kept[i])
+                for i in layers]
 
     def forward_backward(self, inputs: StepInputs, blocks: Sequence[int]) -> None:
         """One batch: loss and gradients, added to the bucket."""
