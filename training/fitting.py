@@ -1,10 +1,9 @@
 """How a base is held on the device: block swap, recomputation, offloading, and what that takes by arithmetic."""
 
-import os
-
 import torch
 
 from common.errors import ConfigError
+from common.host_memory import host_memory
 from common.logs import get_logger
 from training.budget import tokens
 from training.config import SpeedSection, TrainConfig
@@ -40,14 +39,12 @@ def need_of(config: TrainConfig, plan: Plan, dtype: torch.dtype, fp8: Fp8Setting
 
 
 def tell_need(need: MemoryNeed) -> None:
-    """One line, and a warning where the host has not so much memory."""
+    """One line; ConfigError where the host has not so much memory, or the container that the run is in."""
     log.info("memory by arithmetic, beside the trained network and the block that computes: %s", need.words)
-    if need.host and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if need.host > present:
-            raise ConfigError(f"{need.host / 2**30:.1f} GiB of host memory are needed for swapped blocks and offloaded "
-                              f"activations, and this machine has {present / 2**30:.1f}. Swap fewer blocks "
-                              "(--blocks_to_swap), or leave --gradient_checkpointing_cpu_offload out.")
+    if need.host > (present := host_memory().total):
+        raise ConfigError(f"{need.host / 2**30:.1f} GiB of host memory are needed for swapped blocks and offloaded "
+                          f"activations, and this machine (or container) has {present / 2**30:.1f}. Swap fewer blocks "
+                          "(--blocks_to_swap), or leave --gradient_checkpointing_cpu_offload out.")
 
 
 def fp8_of(speed: SpeedSection, *, is_stored_in_fp8: bool) -> Fp8Settings | None:

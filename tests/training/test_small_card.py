@@ -10,6 +10,8 @@ import torch
 from common.errors import ConfigError
 from tests.training.runs import losses, settings
 from training import train
+from training.fitting import tell_need
+from wan.memory.estimate import MemoryNeed
 
 
 def _trained(data: Path, weights: Path, out: Path, **more: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -54,3 +56,8 @@ def test_what_does_not_go_together_is_refused_before_weights_are_read(
     with pytest.raises(ConfigError, match=message):
         train(settings(talking, weights, tmp_path, **more))
     assert not (tmp_path / "t.safetensors").exists()
+
+
+def test_more_host_memory_than_there_is_stops_the_run() -> None:
+    with pytest.raises(ConfigError, match=r"1048576.0 GiB of host memory are needed .* machine \(or container\) has "):
+        tell_need(MemoryNeed(weights=0, ring=0, kept=0, host_weights=2**50, host_kept=0))

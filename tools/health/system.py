@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 
+from common.host_memory import host_memory
 from tools.health.finding import Finding, Patient, gib
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -41,13 +42,13 @@ def check_processors(_: Patient) -> Iterator[Finding]:
                                                    f"export OMP_NUM_THREADS={max(1, int(cores))}")
     else:
         yield Finding("ok", "processors", found)
-    memory = _memory()
-    if memory is None:
+    try:
+        memory = host_memory()
+    except ModuleNotFoundError:
         yield Finding("ok", "memory", "cannot be read on this system without psutil")
         return
-    free, total = memory
-    found = f"{gib(free)} free of {gib(total)}"
-    if free < FEWEST_GIB_FREE * 2**30:
+    found = f"{gib(memory.free)} free of {gib(memory.total)}"
+    if memory.free < FEWEST_GIB_FREE * 2**30:
         yield Finding("warn", "memory", found, "close other programs: the text encoder alone takes about 11 GiB in "
                                                "bfloat16")
     else:
@@ -66,30 +67,6 @@ def _cores() -> float:
     if len(words) == 2 and words[0].isdigit():
         cores = min(cores, int(words[0]) / int(words[1]))
     return cores
-
-
-def _memory() -> tuple[int, int] | None:
-    """(free, total) bytes of main memory, within the container's limit."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        free, total = (int(rows[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
-    else:
-        try:
-            import psutil
-        except ModuleNotFoundError:
-            return None
-        found = psutil.virtual_memory()
-        free, total = found.available, found.total
-    limit, used = (_number(Path(f"/sys/fs/cgroup/memory.{name}")) for name in ("max", "current"))
-    if limit is not None and limit < total:
-        return min(free, limit - (used or 0)), limit
-    return free, total
-
-
-def _number(path: Path) -> int | None:
-    text = path.read_text().strip() if path.is_file() else ""
-    return int(text) if text.isdigit() else None
 
 
 def check_encoding(_: Patient) -> Iterator[Finding]:

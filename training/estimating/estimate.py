@@ -12,6 +12,7 @@ import torch
 
 from common.devices import reach
 from common.dtypes import parse_dtype
+from common.host_memory import host_memory
 from common.logs import get_logger
 from dataset.batches import load_batch
 from dataset.sampler import BatchPlan
@@ -160,9 +161,7 @@ def _room(config: TrainConfig, recipe: Recipe, device: torch.device) -> Room | N
         there = reach(device) - torch.cuda.memory_allocated(device)
         return Room(there, f"free on {torch.cuda.get_device_name(device)}")
     if not recipe.is_gpu:
-        import psutil
-
-        return Room(psutil.virtual_memory().available, "free in this computer's memory")
+        return Room(host_memory().free, "free in this computer's memory")
     return None
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from common.devices import reach
 from common.errors import ConfigError
+from common.host_memory import host_memory
 from common.logs import get_logger
 from training.clips import EpochBatches
 from training.config import TrainConfig
@@ -72,9 +73,7 @@ def _words(found: dict[str, object]) -> str:
 
 def host_room(processes: int) -> int:
     """Bytes of host memory that each of so many processes may lock."""
-    import psutil
-
-    return int(psutil.virtual_memory().available * HOST_SHARE / processes)
+    return int(host_memory().free * HOST_SHARE / processes)
 
 
 def settle(step: Step, static: int, room: int, block: int, host: int = 0) -> dict[str, object]:

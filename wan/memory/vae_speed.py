@@ -13,6 +13,7 @@ from jaxtyping import Float
 import torch
 from torch import Tensor, nn
 
+from common.host_memory import host_memory
 from common.logs import get_logger
 from wan.memory.vae_fused import FusedChunks, why_not_fused
 from wan.modules.vae import Task, Vae
@@ -208,9 +209,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    import psutil
-
-    return psutil.virtual_memory().available
+    return host_memory().free
 
 
 def _channels_last(run: Chunked) -> Chunked:
