@@ -26,7 +26,7 @@ def estimates_of(line: Line) -> dict[str, float]:
     from training.estimating.memory_choice import planned, static_bytes
     from training.estimating.memory_estimate import estimate_memory
     from training.estimating.trial import Recipe
-    from wan.memory.estimate import Holding, block_bytes
+    from wan.memory.estimate import Holding
     from wan.memory.fp8 import Fp8Settings
     from wan.memory.planner import Step
     from wan.memory.policies import parse_policies
@@ -47,8 +47,9 @@ def estimates_of(line: Line) -> dict[str, float]:
     static = static_bytes(estimate_memory(plain, inputs))
     frames, height, width = asked["grid"]
     step = Step(variant, frames * height * width // 4, asked["compiled"])
-    planner = planned(step, static, block_bytes(variant, Holding(recipe.dtype, fp8))[1],
-                      policies=policies, swapped=settings["swapped"], offloads=offloads)
+    holding = Holding(recipe.dtype, fp8, swapped=recipe.swapped, offloads=offloads,
+                      attention=recipe.offloaded_attention)
+    planner = planned(step, static, holding, policies)
     return {"planner_gib": planner / GIB, "preflight_gib": estimate_memory(recipe, inputs).allocated / GIB}
 
 

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.features import FeatureBatch
 from common.timebase import video_frame_count
@@ -14,6 +16,7 @@ from training.estimating.estimate import fitting_tokens
 from training.estimating.flops import flops
 from training.estimating.live_bytes import BLOCK, LiveBytes, counted_fakes
 from training.estimating.memory_estimate import estimate_memory, savings, state_bytes_per_number
+from training.estimating.step_time import measure
 from training.estimating.trial import Portions, Recipe, StepInputs, Trial, empty_dit, portions
 from wan.conditions.given_frames import with_first_frame_given
 from wan.memory.fp8 import Fp8Settings
@@ -200,13 +203,35 @@ def test_portions_stand_for_all_blocks() -> None:
 
 
 @pytest.mark.parametrize(("activations", "outside", "looked_at"), [
-    ("full", 0, {0: 3}), ("attention:3,full", 0, {0: 3}), ("attention:1,full", 0, {0: 1, 1: 2}), ("full", 5, {0: 3}),
-    ("full", 2, {0: 2, 2: 1}),  # of which what attention gave lies in host memory
+    ("full", 0, {0: 3}), ("attention:1,full", 0, {0: 1, 1: 2}), ("matmuls:2,attention", 0, {0: 2, 2: 1}),
+    ("full", 2, {0: 2, 2: 1}),  # two of which what attention gave lies in host memory
 ])
 def test_blocks_of_each_policy_are_looked_at(activations: str, outside: int, looked_at: dict[int, int]) -> None:
     five = replace(PLAIN, variant=replace(TINY, layers=5), activations=activations, offloads=outside > 0,
                    offloaded_attention=outside)
     assert estimate_memory(five, batch()).portions == Portions((3, 4), tuple(looked_at.items()))
+
+
+class Attentions(TorchDispatchMode):
+    """Counts those that are computed."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_attention_that_waits_in_host_memory_is_not_timed_twice() -> None:
+    """Nothing waits there while the few blocks are timed; as much is computed."""
+    def computed(outside: int) -> int:
+        recipe = replace(PLAIN, activations="full", offloads=outside > 0, offloaded_attention=outside)
+        with Attentions() as attentions:
+            assert measure(recipe, Portions((0, 1)), batch(side=40), torch.device("cpu")) is not None
+        return attentions.number
+
+    every, one, none = computed(0), computed(1), computed(4)
+    assert every - one == one - none > 0
 
 
 def test_operations_are_those_of_the_published_table() -> None:
