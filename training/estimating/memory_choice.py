@@ -84,7 +84,7 @@ def can_lie_outside(config: TrainConfig, dtype: torch.dtype) -> bool:
     """Whether what self-attention gives can wait in host memory: half precision, a back end whose halves can be had,
     and no recorded graphs.
     """
-    return (config.speed.attention in HALVED and dtype in HALF and config.speed.compile_mode not in RECORDING)
+    return config.speed.attention in HALVED and dtype in HALF and config.speed.compile_mode not in RECORDING
 
 
 def refuse_moving_graphs(decided: TrainConfig) -> None:
